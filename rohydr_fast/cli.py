@@ -1,0 +1,51 @@
+"""What all command lines share: one parser, and errors as one sentence with an exit code."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from .errors import EXIT_IO, EXIT_USAGE, RohydrError, UsageError
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, whose usage errors are `UsageError`s: one sentence, exit code 2."""
+
+    def error(self, message, exception=None):
+        raise UsageError(f"{' '.join(str(message).split())}. See: python -m {self.prog} --help")
+
+
+def make_parser(prog: str, description: str) -> Parser:
+    """A parser for ``python -m <prog>`` with the options that every command has."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(parser: Parser, command: Callable[[Namespace], int | None], argv: Sequence[str] | None = None) -> int:
+    """Parse `argv`, call `command`, and turn every error into one line on stderr and its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return command(parser.parse_args(argv)) or 0
+    except RohydrError as error:
+        code, message = error.exit_code, str(error)
+    except OSError as error:
+        code, message = EXIT_IO, _file_sentence(error)
+    except SystemExit as stop:  # --help, --print_config
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    if "--debug" in argv:
+        traceback.print_exc()
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return code
+
+
+def print_json(document: dict) -> None:
+    """Print one JSON object on one line: the last line of every ``--json`` output."""
+    print(json.dumps(document, sort_keys=True, allow_nan=False), flush=True)
+
+
+def _file_sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. Check the path, its permissions and the free space."

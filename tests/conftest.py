@@ -1,0 +1,22 @@
+"""Shared by all tests: fixed seeds, the `gpu` marker, the folder of the checkout."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip(f"no CUDA device that torch {torch.__version__} can use")
+
+
+@pytest.fixture
+def repo_root() -> Path:
+    """The checkout, with setup.py and csrc."""
+    return Path(__file__).resolve().parent.parent
