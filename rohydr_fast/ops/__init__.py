@@ -1,0 +1,5 @@
+"""The fused operations and the choice among their backends. Importing this package loads no torch."""
+
+from .registry import BACKENDS, Explanation, backend, explain, select
+
+__all__ = ["BACKENDS", "Explanation", "backend", "explain", "select"]

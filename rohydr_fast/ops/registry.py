@@ -1,0 +1,197 @@
+"""Which backend runs an operation, and why.
+
+The choice is made before the call, from predicates that give a reason: no failure is ever caught to try the next one.
+Precedence: the argument of the call, the context manager `backend`, the variable ROHYDR_FAST_BACKEND, automatic.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from .. import __version__, _native
+from ..errors import BackendUnavailable, RohydrError, UsageError
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+OPS = ("philox", "cross_attention", "denoiser_block", "reverse_loop")
+VARIABLE = "ROHYDR_FAST_BACKEND"
+
+_context: ContextVar[str | None] = ContextVar("rohydr_fast_backend", default=None)
+
+Verdict = tuple[bool, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One implementation of one operation."""
+
+    op: str
+    backend: str
+    usable: Callable[..., Verdict]
+    """Called with the facts of a call (`device`, ...) or with none; returns (usable, reason as a sentence)."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The verdict on every backend of an operation, and what a call without `backend=` would take now."""
+
+    op: str
+    rows: tuple[tuple[str, bool, str], ...]
+    selected: str | None
+    how: str
+
+    def __iter__(self) -> Iterator[tuple[str, bool, str]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.how}"]
+        lines += [f"  {name:<10}{'yes' if usable else 'no':<5}{reason}" for name, usable, reason in self.rows]
+        return "\n".join(lines)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Name the backend of every call inside the ``with`` block; "auto" makes the choice automatic there.
+
+    The setting belongs to the current thread or task (contextvars) and is undone at the end, also by an exception.
+    An operation that the backend does not serve raises `BackendUnavailable`, except "philox", see `select`.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    _check_backend(name, "backend")
+    token = _context.set(name)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def select(op: str, backend: str | None = "auto", **call) -> str:
+    """The name of the backend that runs `op`.
+
+    Args:
+        op: one of `OPS`.
+        backend: a name, which must be usable; "auto" or None leave the choice to the context manager, then to
+            ROHYDR_FAST_BACKEND, then to the first usable one of the operation's order of preference.
+        call: facts of the call, handed to the predicates. `device` ("cpu" by default) is the type of its tensors.
+
+    "philox" is infrastructure: it gives the same integers on every backend, and every other operation needs it. So a
+    backend named by the context manager or the variable that cannot serve it stands for the best usable one there;
+    named as an argument it must be usable.
+
+    Raises:
+        UsageError: no such operation or backend.
+        BackendUnavailable: the named backend cannot run; the message holds the reason and the usable ones.
+    """
+    _check_op(op)
+    name, source = _named(backend)
+    if name == "auto":
+        return _best(op, call)
+    usable, reason = _RECORDS[op, name].usable(**call)
+    if usable:
+        return name
+    if op == "philox" and source != "argument":
+        return _best(op, call)
+    others = ", ".join(repr(other) for other in BACKENDS if _RECORDS[op, other].usable(**call)[0])
+    raise BackendUnavailable(
+        f"{op}: {_SOURCES[source]} must be usable, got {name!r}, which is not: {reason.rstrip('.')}. "
+        f"Usable: {others}, or 'auto'."
+    )
+
+
+def explain(op: str) -> Explanation:
+    """What can run `op` on this machine, and why: iterate over (backend, usable, reason), or print it.
+
+    Raises:
+        UsageError: no such operation.
+    """
+    _check_op(op)
+    rows = tuple((name, *_RECORDS[op, name].usable()) for name in BACKENDS)
+    try:
+        name, source = _named(None)
+        selected = select(op, None)
+    except RohydrError as error:
+        return Explanation(op, rows, None, f"a call now raises: {error}")
+    how = "automatic" if name == "auto" else f"{_SOURCES[source]} is {name!r}"
+    return Explanation(op, rows, selected, f"a call now takes {selected!r} ({how})")
+
+
+_SOURCES = {"argument": "backend", "context": "the backend of the context manager", "environment": VARIABLE}
+
+
+def _named(argument: str | None) -> tuple[str, str]:
+    """The name in force and where it comes from."""
+    if argument not in (None, "auto"):
+        return _check_backend(argument, "backend"), "argument"
+    if _context.get() is not None:
+        return _context.get(), "context"
+    return _check_backend(os.environ.get(VARIABLE) or "auto", VARIABLE), "environment"
+
+
+def _check_backend(name: str, what: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise UsageError(f"{what}: must be one of {', '.join(BACKENDS)} or auto, got {name!r}. Choose one of these.")
+    return name
+
+
+def _check_op(op: str) -> None:
+    if op not in OPS:
+        raise UsageError(f"op: must be one of {', '.join(OPS)}, got {op!r}. Choose one of these.")
+
+
+def _best(op: str, call: dict) -> str:
+    order = ("cuda", "triton", "cpp", "reference")
+    if call.get("device", "cpu") == "cpu":
+        order = ("cpp", "reference")
+    return next(name for name in order if _RECORDS[op, name].usable(**call)[0])
+
+
+def _reference(**call) -> Verdict:
+    return True, "the reference runs everywhere"
+
+
+def _native_core(**call) -> Verdict:
+    return _native.status()
+
+
+def _not_fused(**call) -> Verdict:
+    return False, "the native core of this version holds the noise only; the fused loop is not in it"
+
+
+def _no_triton(**call) -> Verdict:
+    return False, f"version {__version__} has no Triton kernel of this operation"
+
+
+def _no_cuda(**call) -> Verdict:
+    return False, f"version {__version__} has no CUDA kernel of this operation"
+
+
+def _philox_cuda(**call) -> Verdict:
+    usable, reason = _native.status()
+    if not usable:
+        return False, reason
+    core = _native.load()
+    if not core.build_info()["cuda"]:
+        why = _native.build_info().get("cuda_reason", "no reason was recorded")
+        return False, f"the native core was built without CUDA ({why})"
+    if core.cuda_device_count() == 0:
+        return False, "this machine shows no CUDA device"
+    import torch
+
+    if not torch.cuda.is_available():
+        return False, f"torch {torch.__version__} cannot use the CUDA device"
+    return True, f"the native core was built with CUDA {core.build_info()['cuda_version']}"
+
+
+_PREDICATES = {"reference": _reference, "cpp": _not_fused, "triton": _no_triton, "cuda": _no_cuda}
+_PHILOX_PREDICATES = {**_PREDICATES, "cpp": _native_core, "cuda": _philox_cuda}
+_RECORDS = {
+    (op, name): Record(op, name, (_PHILOX_PREDICATES if op == "philox" else _PREDICATES)[name])
+    for op in OPS
+    for name in BACKENDS
+}
