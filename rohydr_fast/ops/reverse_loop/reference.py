@@ -1,0 +1,137 @@
+"""The reverse diffusion of one modality, all K steps of Eq. 2: the specification of the fused loop."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import philox
+from ..denoiser_block.reference import BlockWeights, denoiser_block, modulate
+
+
+class DenoiserWeights(NamedTuple):
+    """What the denoiser reads at every step."""
+
+    in_weight: Tensor  # (W, C)
+    in_bias: Tensor  # (W,)
+    blocks: tuple[BlockWeights, ...]
+    out_weight: Tensor  # (2C, W): the noise (or v, or x_0), then the position of the variance
+    out_bias: Tensor  # (2C,)
+
+
+class Modulation(NamedTuple):
+    """Shift, scale and gate for each step; they depend on the step alone, so a loop computes them once."""
+
+    blocks: Tensor  # (K, L, 9, W)
+    final: Tensor  # (K, 2, W)
+
+
+class NoiseKey(NamedTuple):
+    """What the noise of a chain is a function of; see `ops.philox`."""
+
+    seed: int
+    sample_ids: Tensor  # (B,) int64
+    modality: int  # index in `MODALITIES`
+
+
+def denoiser(
+    x: Tensor,
+    position: Tensor,
+    modulation: Modulation,
+    cond_kv: Tensor,
+    weights: DenoiserWeights,
+    *,
+    num_heads: int,
+    token_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The network of Eq. 2 at one step.
+
+    Args:
+        x: (B, T, C) x_t, in normalised units.
+        position: (T, W).
+        modulation: one row, blocks (L, 9, W) and final (2, W); or one per sample, (B, L, 9, W) and (B, 2, W).
+        cond_kv: (L, 2, B, S, W).
+        token_mask, key_mask: (B, T), (B, S) bool.
+
+    Returns:
+        The prediction (B, T, C) (noise, unless the schedule's table says otherwise) and v (B, T, C), where
+        u = (v + 1) / 2 places log sigma^2 between its bounds.
+    """
+    h = F.linear(x, weights.in_weight, weights.in_bias) + position
+    for block, kv, row in zip(weights.blocks, cond_kv, modulation.blocks.unbind(-3), strict=True):
+        h = denoiser_block(h, row, kv, block, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
+    shift, scale = modulation.final.unsqueeze(-2).unbind(-3)
+    prediction, v = F.linear(modulate(h, shift, scale), weights.out_weight, weights.out_bias).chunk(2, -1)
+    return prediction, v
+
+
+def log_variance(v: Tensor, log_beta: Tensor, log_posterior: Tensor) -> Tensor:
+    """log sigma^2 = u log beta_t + (1 - u) log btilde_t, u = (v + 1) / 2: the learned sigma of Eq. 1."""
+    u = (v + 1) / 2
+    return u * log_beta + (1 - u) * log_posterior
+
+
+def reverse_step(x: Tensor, prediction: Tensor, v: Tensor, coefficients: Tensor, z: Tensor | None) -> Tensor:
+    """x_{t-1} = mu + sigma z, mu = c_x x_t + c_p prediction (Eq. 2); z is None at the last step.
+
+    Args:
+        coefficients: (4,) c_x, c_p, log beta_t, log btilde_t; one row of `Schedule.table`.
+    """
+    c_x, c_p, log_beta, log_posterior = coefficients.to(x.dtype).unbind()
+    mu = c_x * x + c_p * prediction
+    return mu if z is None else mu + torch.exp(0.5 * log_variance(v, log_beta, log_posterior)) * z
+
+
+def step_noise(x: Tensor, noise: NoiseKey, *, step: int, stream: philox.Stream) -> Tensor:
+    """Unit normal numbers (B, T, C) of one step, element t * C + c of the sample's stream."""
+    flat = philox.normal(
+        noise.seed,
+        noise.sample_ids,
+        modality=noise.modality,
+        step=step,
+        stream=stream,
+        count=x.shape[1] * x.shape[2],
+        device=x.device,
+    )
+    return flat.to(x.dtype).view(x.shape)
+
+
+def reverse_loop(
+    x: Tensor,
+    position: Tensor,
+    modulation: Modulation,
+    cond_kv: Tensor,
+    weights: DenoiserWeights,
+    coefficients: Tensor,
+    noise: NoiseKey,
+    *,
+    num_heads: int,
+    token_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    grad_steps: int | None = None,
+) -> Tensor:
+    """All K reverse steps from x_K to x_0 (Eq. 2), step i using row i - 1 of the tables.
+
+    Args:
+        x: (B, T, C) x_K, unit normal.
+        position, modulation, cond_kv, weights, masks: see `denoiser`; modulation has K rows.
+        coefficients: (K, 4), see `reverse_step`.
+        noise: the key of z_i for i = K..2; z_1 = 0.
+        grad_steps: gradients run through the last `grad_steps` steps; None means all K, 0 means none.
+
+    Returns:
+        (B, T, C) x_0. Rows that `token_mask` leaves out hold numbers without meaning.
+    """
+    steps = len(coefficients)
+    grad_steps = steps if grad_steps is None else grad_steps
+    for i in range(steps, 0, -1):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and i <= grad_steps):
+            row = Modulation(modulation.blocks[i - 1], modulation.final[i - 1])
+            prediction, v = denoiser(
+                x, position, row, cond_kv, weights, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask
+            )
+            z = step_noise(x, noise, step=i, stream=philox.Stream.STEP) if i > 1 else None
+            x = reverse_step(x, prediction, v, coefficients[i - 1], z)
+    return x
