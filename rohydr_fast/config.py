@@ -1,0 +1,217 @@
+"""Every setting of a model and of a training run, with its default and where it comes from.
+
+`ModelConfig` is what a checkpoint needs to be rebuilt. `TrainConfig` is the command line: each field is one option of
+`python -m rohydr_fast.train`, and its metadata is the option's help.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import DataError, UsageError
+from .modalities import MODALITIES
+
+SWITCHES = ("hddm", "ur", "d", "mr")
+STRATEGIES = ("three-stage", "two-stage", "one-stage")
+LOSSES = ("nll", "kl", "hybrid")
+PREDICTIONS = ("eps", "v", "x0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a RoHyDR model; the defaults are the preset `paper`."""
+
+    modalities: tuple[str, ...] = MODALITIES
+    dims: dict[str, int] = field(default_factory=dict)  # D of the raw features of each modality
+    recovery_lengths: dict[str, int] = field(default_factory=dict)  # T of a recovered modality without aligned partner
+    aligned_groups: tuple[tuple[str, ...], ...] = ()
+    channels: int = 32  # C
+    width: int = 64  # W
+    blocks: int = 6  # L
+    heads: int = 4  # H
+    mlp_ratio: float = 4.0
+    train_steps: int = 1000  # N
+    chain_steps: int = 50  # K
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction: str = "eps"
+    diffusion_loss: str = "hybrid"
+    ur_hidden: int = 64
+    ur_blocks: int = 4
+    fusion_heads: int = 8
+    fusion_layers: int = 4
+    d_hidden: int = 128
+    dropout: float = 0.1
+    outputs: int = 1  # 1 is regression; 3, 5, 7 are classes
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.modalities) < 2:
+            raise DataError(
+                f"data: must have at least two modalities to recover one from another, got {list(self.modalities)}. "
+                "Use a file with text and audio, text and vision, or all three."
+            )
+        for width, heads, name in (
+            (self.width, self.heads, "width must be a multiple of heads"),
+            (self.channels, self.fusion_heads, "channels must be a multiple of fusion_heads"),
+            (self.channels, 2, "channels must be even (two LSTM directions)"),
+        ):
+            if heads < 1 or width % heads:
+                raise UsageError(f"model: {name}, got {width} and {heads}. Change one of them.")
+        _choice("prediction", self.prediction, PREDICTIONS)
+        _choice("diffusion-loss", self.diffusion_loss, LOSSES)
+        for switch in self.without:
+            _choice("without", switch, SWITCHES)
+        if not 1 <= self.chain_steps <= self.train_steps:
+            raise UsageError(
+                f"model: chain steps must be between 1 and {self.train_steps}, got {self.chain_steps}. Change --steps."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> "ModelConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a setting is missing, unknown or of the wrong type.
+        """
+        known = {f.name: f for f in fields(cls)}
+        if not isinstance(document, dict) or set(document) != set(known):
+            raise DataError("checkpoint: its model settings are not those of this version. Train it again.")
+        try:
+            values = dict(document)
+            for name in ("modalities", "without"):
+                values[name] = tuple(map(str, values[name]))
+            values["aligned_groups"] = tuple(tuple(map(str, group)) for group in values["aligned_groups"])
+            for name in ("dims", "recovery_lengths"):
+                values[name] = {str(m): int(size) for m, size in values[name].items()}
+            for name, setting in known.items():
+                if setting.type in (int, float, str):
+                    values[name] = setting.type(values[name])
+            return cls(**values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"checkpoint: its model settings are not valid ({error}). Train it again.") from None
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        channels=16, width=32, blocks=2, heads=2, chain_steps=5, ur_hidden=32, ur_blocks=1, fusion_heads=2,
+        fusion_layers=1, d_hidden=64,
+    ),
+    "paper": {},
+    "wide": dict(width=128, heads=8),
+}  # fmt: skip
+DEFAULT_EPOCHS = {"tiny": 4, "paper": 30, "wide": 30}  # 30: the paper's Sec. 3.2.2
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Names are the command line's, with underscores."""
+
+    data: str = _option("synthetic", "a data file (.pkl, .npz, .safetensors in MMSA's schema), or synthetic")
+    preset: str = _option("tiny", "model size: tiny, paper or wide")
+    missing_rate: str = _option("0.5", "rate 0..1, mixed (one model for all patterns), or a=0.3,t=0.1,v=0.5")
+    available: str | None = _option(None, "fixed set of available modalities, for example t,a")
+    protocol: str = _option("exact", "how patterns are drawn: exact, fractions, batch-table or natural")
+    epochs: int | None = _option(None, "epochs at most (default: 4 for tiny, 30 else)")
+    seed: int = _option(1, "seed of weights, order, patterns, noise and dropout")
+    backend: str = _option("auto", "auto, reference, cpp, triton or cuda")
+    device: str = _option("cpu", "torch device")
+    batch_size: int = _option(32, "clips in a batch")
+    lr: float = _option(1e-3, "Adam's learning rate, both optimizers")
+    weight_decay: float = _option(0.0, "Adam's weight decay")
+    lambda_g: float = _option(1.0, "weight of L_UR in Eq. 10")
+    lambda_al: float = _option(0.5, "weight of the adversarial loss in Eq. 8")
+    lambda_c: float = _option(0.5, "weight of L_C1 in Eq. 12")
+    strategy: str = _option("three-stage", "three-stage (the paper's), two-stage or one-stage (Table 5)")
+    without: str = _option("", "parts to take out: hddm, ur, d, mr, for example hddm,ur (Tables 3 and 4)")
+    chain_grad: str = _option("full", "gradient through the reverse chain: full, last-K such as last-5, or none")
+    steps: int | None = _option(None, "reverse steps K (default: the preset's)")
+    prediction: str = _option("eps", "what the denoiser predicts: eps (the paper's), v or x0")
+    diffusion_loss: str = _option("hybrid", "Eq. 3 as nll (as printed), kl (closed form) or hybrid")
+    outputs: int = _option(1, "1 for regression, or 3, 5, 7 classes")
+    dropout: float = _option(0.1, "dropout in extractors, fusion, MR and classifier")
+    clip: float = _option(1.0, "largest gradient norm of a step; 0 turns clipping off")
+    patience: int = _option(8, "epochs without a better validation MAE before stopping; 0 never stops early")
+    ema: float = _option(0.0, "decay of averaged weights used in evaluation, for example 0.999; 0 is off")
+    samples: int = _option(1, "recoveries drawn and averaged for each clip in evaluation")
+    nonfinite: str = _option("error", "NaN and infinities in features: error, or zero")
+
+    def __post_init__(self) -> None:
+        _choice("preset", self.preset, PRESETS)
+        _choice("strategy", self.strategy, STRATEGIES)
+        _choice("nonfinite", self.nonfinite, ("error", "zero"))
+        for name in ("lambda_g", "lr", "weight_decay", "clip", "dropout"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UsageError(f"{_flag(name)}: must be 0 or more, got {getattr(self, name)}. Change it.")
+        for name in ("lambda_al", "lambda_c", "ema", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{_flag(name)}: must be between 0 and 1, got {getattr(self, name)}. Change it.")
+        for name, least in (("batch_size", 1), ("samples", 1), ("epochs", 1), ("patience", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{_flag(name)}: must be {least} or more, got {value}. Change it.")
+        self.grad_steps()
+        self.switches()
+
+    def grad_steps(self) -> int | None:
+        """How many of the last reverse steps carry a gradient; None means all."""
+        if self.chain_grad in ("full", "none"):
+            return None if self.chain_grad == "full" else 0
+        kind, _, count = self.chain_grad.partition("-")
+        if kind != "last" or not count.isdigit() or int(count) < 1:
+            raise UsageError(
+                f"--chain-grad: must be full, none or last-K, got {self.chain_grad!r}. Write for example last-5."
+            )
+        return int(count)
+
+    def switches(self) -> tuple[str, ...]:
+        """The parts taken out, in the order of `SWITCHES`."""
+        parts = [part.strip() for part in self.without.split(",") if part.strip()]
+        for part in parts:
+            _choice("without", part, SWITCHES)
+        return tuple(switch for switch in SWITCHES if switch in parts)
+
+    def max_epochs(self) -> int:
+        """`epochs`, or the preset's default."""
+        return self.epochs or DEFAULT_EPOCHS[self.preset]
+
+    def model_config(self, dataset) -> ModelConfig:
+        """The model for this run on `dataset` (a `data.dataset.Dataset`)."""
+        settings = dict(PRESETS[self.preset])
+        if self.steps is not None:
+            settings["chain_steps"] = self.steps
+        modalities = dataset.modalities()
+        dims, lengths = dataset.dims(), dataset.typical_lengths()
+        return ModelConfig(
+            modalities=modalities,
+            dims={m: dims[m] for m in modalities},
+            recovery_lengths={m: lengths[m] for m in modalities},
+            aligned_groups=dataset.aligned_groups(),
+            prediction=self.prediction,
+            diffusion_loss=self.diffusion_loss,
+            dropout=self.dropout,
+            outputs=self.outputs,
+            without=self.switches(),
+            **settings,
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choice(name: str, value: str, choices) -> None:
+    if value not in choices:
+        raise UsageError(f"{_flag(name)}: must be one of {', '.join(choices)}, got {value!r}. Choose one of them.")
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

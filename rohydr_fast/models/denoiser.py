@@ -1,0 +1,104 @@
+"""The conditional transformer that predicts the noise and the variance of Eq. 2."""
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.denoiser_block import BlockWeights
+from ..ops.reverse_loop import DenoiserWeights, Modulation
+from ..ops.reverse_loop.reference import denoiser
+from .sequences import positions, sinusoidal
+
+TIME_FEATURES = 256
+
+
+class DenoiserBlock(nn.Module):
+    """Parameters of one block; the computation is `ops.denoiser_block`."""
+
+    def __init__(self, width: int, mlp_ratio: float):
+        super().__init__()
+        hidden = round(width * mlp_ratio)
+        self.modulation = nn.Linear(width, 9 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.self_out = nn.Linear(width, width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)  # W_K, W_V of the condition
+        self.cross_out = nn.Linear(width, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        # adaLN-Zero: every gate starts at 0, so the block starts as the identity.
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def weights(self) -> BlockWeights:
+        """The parameters in the order of use."""
+        layers = (self.qkv, self.self_out, self.q, self.cross_out, self.fc1, self.fc2)
+        return BlockWeights(*(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
+
+
+class Denoiser(nn.Module):
+    """x_t (B, T, C), the step and the condition to a prediction (B, T, C) and v (B, T, C).
+
+    Args:
+        channels: C.
+        width: W, a multiple of `num_heads`.
+        num_blocks: L.
+        num_heads: H.
+        mlp_ratio: hidden width of the MLP over W.
+    """
+
+    def __init__(self, channels: int, width: int, num_blocks: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.channels, self.width, self.num_heads = channels, width, num_heads
+        self.embed = nn.Linear(channels, width)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(DenoiserBlock(width, mlp_ratio) for _ in range(num_blocks))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.final_modulation.weight)
+        nn.init.zeros_(self.final_modulation.bias)
+        # Small, but not zero as in DiT: with zeros here too, no block would see a gradient before the third step.
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def weights(self) -> DenoiserWeights:
+        """What a step reads."""
+        blocks = tuple(block.weights() for block in self.blocks)
+        return DenoiserWeights(self.embed.weight, self.embed.bias, blocks, self.out.weight, self.out.bias)
+
+    def modulation(self, timesteps: Tensor) -> Modulation:
+        """Shift, scale and gate at `timesteps` (K,), values 1..N: (K, L, 9, W) and (K, 2, W).
+
+        They depend on the step alone: one table serves a whole chain and every sample.
+        """
+        embedding = sinusoidal(timesteps, TIME_FEATURES).to(self.out.weight.dtype)
+        time = nn.functional.silu(self.time(embedding))  # (K, W)
+        blocks = torch.stack([block.modulation(time).unflatten(-1, (9, -1)) for block in self.blocks], 1)
+        return Modulation(blocks, self.final_modulation(time).unflatten(-1, (2, -1)))
+
+    def condition_kv(self, encoded: Tensor) -> Tensor:
+        """W_K^(i) E and W_V^(i) E of all blocks: (B, S, W) to (L, 2, B, S, W). Once for a chain."""
+        return torch.stack([torch.stack(block.kv(encoded).chunk(2, -1)) for block in self.blocks])
+
+    def position(self, tokens: int) -> Tensor:
+        """Positions (T, W) added to the embedded tokens."""
+        return positions(tokens, self.width, self.out.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        encoded: Tensor,
+        token_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and v at x_t for samples at their own steps `t` (B,): the call of Eq. 3."""
+        return denoiser(
+            x,
+            self.position(x.shape[1]),
+            self.modulation(t),
+            self.condition_kv(encoded),
+            self.weights(),
+            num_heads=self.num_heads,
+            token_mask=token_mask,
+            key_mask=key_mask,
+        )

@@ -1,0 +1,110 @@
+"""F: multimodal fusion by cross-modal transformers, MulT (the paper's [24])."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .sequences import Sequence, positions
+
+
+class FusionLayer(nn.Module):
+    """Pre-norm attention from one sequence to another, then a feed-forward of four times the width."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)  # norm1 serves queries, keys and values
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+        """`x` (B, T, W) attends to `source` (B, S, W) where `mask` (B, 1, T, S) is True."""
+        drop = self.dropout if self.training else 0.0
+        q = self.q(self.norm1(x))
+        k, v = self.kv(self.norm1(source)).chunk(2, -1)
+        q, k, v = (h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for h in (q, k, v))  # (B, H, T or S, D)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
+        hidden = F.dropout(F.relu(self.fc1(self.norm2(x))), drop)
+        return x + F.dropout(self.fc2(hidden), drop)
+
+
+class FusionStack(nn.Module):
+    """A stack of layers that all read the same source; with itself as the source it is a self-attention stack."""
+
+    def __init__(self, width: int, num_heads: int, num_layers: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(FusionLayer(width, num_heads, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.dropout = dropout
+
+    def forward(self, target: Sequence, source: Sequence | None = None) -> Sequence:
+        """Enrich `target` (B, T, W) with `source` (B, S, W), or with itself."""
+        x = self._embed(target)
+        mask = causal_mask(target, source or target)
+        keys = None if source is None else self._embed(source)
+        for layer in self.layers:
+            x = layer(x, x if keys is None else keys, mask)
+        return Sequence(self.norm(x), target.lengths)
+
+    def _embed(self, sequence: Sequence) -> Tensor:
+        tokens, width = sequence.x.shape[1:]
+        x = math.sqrt(width) * sequence.x + positions(tokens, width, sequence.x)
+        return F.dropout(x, self.dropout, self.training)
+
+
+def causal_mask(target: Sequence, source: Sequence) -> Tensor:
+    """MulT's mask, with each sample's own lengths: token i sees source tokens up to i + |len_source - len_target|.
+
+    Returns (B, 1, T, S) bool. Padding is never seen, but for the first key of an empty source: a row without keys
+    has no softmax, and what such a row gives is masked out of every loss.
+    """
+    i = torch.arange(target.x.shape[1], device=target.x.device)[:, None]
+    j = torch.arange(source.x.shape[1], device=target.x.device)
+    reach = (source.lengths - target.lengths).abs()[:, None, None]
+    seen = (j <= i + reach) & (j < source.lengths.clamp(min=1)[:, None, None])
+    return seen[:, None]
+
+
+class Fusion(nn.Module):
+    """Every ordered pair of modalities through a cross-modal stack, every modality's results through a memory
+    stack, and the last real token of each: X_M to f_M (B, F), F = M (M - 1) C.
+
+    With three modalities these are MulT's six cross-modal and three memory stacks.
+    """
+
+    def __init__(
+        self, modalities: tuple[str, ...], channels: int, num_heads: int, num_layers: int, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.modalities = modalities
+        partners = len(modalities) - 1
+        self.features = len(modalities) * partners * channels
+        self.cross = nn.ModuleDict(
+            {
+                f"{target}_from_{source}": FusionStack(channels, num_heads, num_layers, dropout)
+                for target in modalities
+                for source in modalities
+                if source != target
+            }
+        )
+        self.memory = nn.ModuleDict(
+            {m: FusionStack(partners * channels, num_heads, num_layers, dropout) for m in modalities}
+        )
+
+    def forward(self, sequences: dict[str, Sequence]) -> Tensor:
+        """f_M = F(X_M), (B, F)."""
+        last_tokens = []
+        for target in self.modalities:
+            enriched = [
+                self.cross[f"{target}_from_{source}"](sequences[target], sequences[source]).x
+                for source in self.modalities
+                if source != target
+            ]
+            remembered = self.memory[target](Sequence(torch.cat(enriched, -1), sequences[target].lengths))
+            last = (remembered.lengths - 1).clamp(min=0)
+            last_tokens.append(remembered.x[torch.arange(len(last), device=last.device), last])  # (B, (M - 1) C)
+        return torch.cat(last_tokens, -1)

@@ -1,0 +1,113 @@
+"""The generator's diffusion model, HDDM: one for each modality (Sec. 2.2.1, Eq. 1 to 3)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.process import DiffusionProcess
+from ..diffusion.sampler import sample
+from ..diffusion.schedule import Schedule
+from ..modalities import MODALITIES
+from ..ops import philox
+from ..ops.reverse_loop import NoiseKey
+from ..ops.reverse_loop.reference import step_noise
+from .denoiser import Denoiser
+from .sequences import Sequence, token_mask, zero_padding
+
+
+class ChannelNorm(nn.Module):
+    """Running mean and deviation of each channel; no gradient. Diffusion works in normalised units.
+
+    The first batch sets both, later ones move them by `momentum`.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.05):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, mask: Tensor) -> None:
+        """Take in the real tokens, `mask` (B, T), of a batch (B, T, C). One token alone has no deviation: skipped."""
+        tokens = x[mask]
+        if len(tokens) < 2:
+            return
+        weight = 1.0 if self.batches == 0 else self.momentum
+        self.mean.lerp_(tokens.mean(0), weight)
+        self.std.lerp_(tokens.std(0).clamp(min=1e-3), weight)
+        self.batches += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """To normalised units, (B, T, C)."""
+        return (x - self.mean) / self.std
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Back to the units of the representation, (B, T, C)."""
+        return x * self.std + self.mean
+
+
+class HDDM(nn.Module):
+    """The high-dimensional diffusion model of one modality: Eq. 3 for training, Eq. 2 for recovery."""
+
+    def __init__(
+        self, modality: str, denoiser: Denoiser, schedule: Schedule, *, steps: int, prediction: str, loss: str
+    ):
+        super().__init__()
+        self.modality_index = MODALITIES.index(modality)
+        self.denoiser = denoiser
+        self.norm = ChannelNorm(denoiser.channels)
+        self.schedule, self.steps, self.prediction = schedule, steps, prediction
+        self.process = DiffusionProcess(schedule, prediction, loss)
+
+    def noise_key(self, seed: int, sample_ids: Tensor) -> NoiseKey:
+        """The Philox key of these samples' noise for this modality."""
+        return NoiseKey(seed, sample_ids, self.modality_index)
+
+    def eq3_loss(self, x_m: Sequence, encoded: Tensor, key_mask: Tensor, noise: NoiseKey) -> Tensor:
+        """L_HDDM of this modality: Eq. 3 at one random step for each sample.
+
+        Args:
+            x_m: the ground truth, (B, T, C); detached here.
+            encoded, key_mask: the condition, (B, S, W) and (B, S).
+            noise: key of t, of x_t and of x_{t-1}.
+        """
+        x_0 = self.norm(x_m.x.detach())
+        u = philox.uniform(noise.seed, noise.sample_ids, modality=noise.modality, stream=philox.Stream.TIME, count=1)
+        t = (u[:, 0].to(x_0.device) * self.schedule.num_steps).long() + 1
+        eps = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD)
+        eps_previous = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD_PREVIOUS)
+        drawn = self.process.sample(x_0, t, eps, eps_previous)
+        mask = x_m.mask()
+        prediction, v = self.denoiser(drawn.x_t, t, encoded, token_mask=mask, key_mask=key_mask)
+        return self.process.eq3_loss(drawn, prediction, v, mask)
+
+    def recover(
+        self,
+        lengths: Tensor,
+        encoded: Tensor,
+        key_mask: Tensor,
+        noise: NoiseKey,
+        *,
+        grad_steps: int | None = None,
+    ) -> Sequence:
+        """x~_m^(0) by the reverse chain from Gaussian noise, in the units of the representation.
+
+        Args:
+            lengths: (B,) tokens to recover for each sample.
+            encoded, key_mask: the condition.
+            grad_steps: see `ops.reverse_loop`.
+        """
+        mask = token_mask(lengths, int(lengths.max()))
+        x_0 = sample(
+            self.denoiser,
+            encoded,
+            key_mask=key_mask,
+            token_mask=mask,
+            schedule=self.schedule,
+            steps=self.steps,
+            prediction=self.prediction,
+            noise=noise,
+            grad_steps=grad_steps,
+        )
+        return Sequence(zero_padding(self.norm.inverse(x_0), mask), lengths)

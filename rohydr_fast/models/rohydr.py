@@ -1,0 +1,205 @@
+"""RoHyDR: the assembled model, from raw features with missing modalities to sentiment (Sec. 2, Fig. 2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..diffusion.schedule import Schedule
+from ..modalities import MODALITIES
+from .condition import ConditionEncoder
+from .denoiser import Denoiser
+from .extractor import Extractor
+from .fusion import Fusion
+from .generator import HDDM
+from .heads import Classifier, Discriminator
+from .reconstructor import MultimodalReconstructor, UnimodalReconstructor
+from .sequences import Sequence
+
+Sequences = dict[str, Sequence]
+
+PARTS = {
+    "theta_fe": ("extractors",),
+    "theta_mu_sigma": ("condition", "hddm"),
+    "theta_ur": ("ur",),
+    "theta_f": ("fusion",),
+    "theta_mr": ("mr",),
+    "theta_d": ("discriminator",),
+    "theta_c": ("classifier",),
+}
+"""Algorithm 1's parameters and the modules that hold them."""
+
+
+class Condition(NamedTuple):
+    """X_avail as seen by the samples that miss one modality."""
+
+    rows: Tensor  # (R,) samples of the batch
+    lengths: Tensor  # (R,) tokens to recover
+    encoded: Tensor  # (R, S, W)
+    key_mask: Tensor  # (R, S)
+
+
+class Recovered(NamedTuple):
+    """What was recovered of one modality, for the samples that miss it."""
+
+    rows: Tensor  # (R,) samples of the batch
+    x: Sequence  # x_rec = UR(x~_m^(0)), (R, T, C)
+
+
+class RoHyDR(nn.Module):
+    """The model of the paper; the switches in `config.without` take out HDDM, UR, D or MR (Tables 3 and 4)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        modalities, channels = config.modalities, config.channels
+        schedule = Schedule(config.train_steps, config.beta_start, config.beta_end)
+        self.extractors = nn.ModuleDict({m: Extractor(config.dims[m], channels, config.dropout) for m in modalities})
+        self.fusion = Fusion(modalities, channels, config.fusion_heads, config.fusion_layers, config.dropout)
+        self.classifier = Classifier(self.fusion.features, config.outputs, config.dropout)
+        self.hddm, self.ur, self.condition, self.mr, self.discriminator = None, None, None, None, None
+        if "hddm" not in config.without:
+            self.condition = ConditionEncoder(modalities, channels, config.width)
+            self.hddm = nn.ModuleDict(
+                {
+                    m: HDDM(
+                        m,
+                        Denoiser(channels, config.width, config.blocks, config.heads, config.mlp_ratio),
+                        schedule,
+                        steps=config.chain_steps,
+                        prediction=config.prediction,
+                        loss=config.diffusion_loss,
+                    )
+                    for m in modalities
+                }
+            )
+        if "ur" not in config.without:
+            self.ur = nn.ModuleDict(
+                {m: UnimodalReconstructor(channels, config.ur_hidden, config.ur_blocks) for m in modalities}
+            )
+        if "mr" not in config.without:
+            self.mr = MultimodalReconstructor(self.fusion.features, config.dropout)
+        if "d" not in config.without:
+            self.discriminator = Discriminator(self.fusion.features, config.d_hidden)
+
+    def parameters_of(self, *parts: str) -> list[nn.Parameter]:
+        """The parameters of Algorithm 1 by name, see `PARTS`; those of absent modules are none."""
+        modules = [getattr(self, name) for part in parts for name in PARTS[part]]
+        return [p for module in modules if module is not None for p in module.parameters()]
+
+    def columns(self, indicator: Tensor) -> dict[str, Tensor]:
+        """Split a (B, 3) indicator into a (B,) column for each modality of the model."""
+        return {m: indicator[:, MODALITIES.index(m)] for m in self.config.modalities}
+
+    def extract(self, x: dict[str, Tensor], lengths: dict[str, Tensor], wanted: Tensor) -> Sequences:
+        """x_m = FE(features) where `wanted` (B, 3) is True; elsewhere length 0, and the content is not read."""
+        sequences = {}
+        for m, column in self.columns(wanted).items():
+            kept = torch.where(column, lengths[m], 0)
+            tokens = max(int(kept.max()), 1)  # T comes from what is read, not from how far the batch is padded
+            sequences[m] = self.extractors[m](x[m][:, :tokens], kept)
+        return sequences
+
+    def update_norms(self, sequences: Sequences) -> None:
+        """Let the diffusion's channel statistics take in the ground truth of a batch."""
+        for m, hddm in (self.hddm or {}).items():
+            hddm.norm.update(sequences[m].x.detach(), sequences[m].mask())
+
+    def conditions(self, sequences: Sequences, missing: Tensor) -> dict[str, Condition]:
+        """For each modality that some samples miss, those samples' condition; `missing` is (B, 3)."""
+        columns = self.columns(missing)
+        conditions = {}
+        for m, column in columns.items():
+            rows = column.nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            others = {n: Sequence(*(part[rows] for part in s)) for n, s in sequences.items() if n != m}
+            available = {n: ~columns[n][rows] for n in others}
+            lengths = self.recovery_lengths(m, others, available)
+            encoded = key_mask = None
+            if self.condition is not None:
+                encoded, key_mask = self.condition(others, available)
+            conditions[m] = Condition(rows, lengths, encoded, key_mask)
+        return conditions
+
+    def recovery_lengths(self, m: str, others: Sequences, available: dict[str, Tensor]) -> Tensor:
+        """(R,) tokens of a missing modality: an aligned available partner's, else the data set's typical length."""
+        lengths = torch.full_like(next(iter(others.values())).lengths, self.config.recovery_lengths[m])
+        group = next((group for group in self.config.aligned_groups if m in group), ())
+        for n in reversed([n for n in group if n in others]):
+            lengths = torch.where(available[n], others[n].lengths, lengths)
+        return lengths
+
+    def recover(
+        self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, grad_steps: int | None = None
+    ) -> dict[str, Recovered]:
+        """X_rec: the reverse chain from noise, then UR (Eq. 2 and 4). `sample_ids` (B,) and `seed` key the noise."""
+        recovered = {}
+        for m, condition in conditions.items():
+            if self.hddm is not None:
+                noise = self.hddm[m].noise_key(seed, sample_ids[condition.rows])
+                x = self.hddm[m].recover(
+                    condition.lengths, condition.encoded, condition.key_mask, noise, grad_steps=grad_steps
+                )
+            else:  # Table 3 without HDDM: the representation is filled with zeros
+                like = self.classifier.out.weight
+                x = Sequence(
+                    like.new_zeros(len(condition.rows), int(condition.lengths.max()), self.config.channels),
+                    condition.lengths,
+                )
+            recovered[m] = Recovered(condition.rows, self.ur[m](x) if self.ur is not None else x)
+        return recovered
+
+    def complete(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Sequences:
+        """X_Mrec = X_avail + X_rec: the recovered rows replace whatever stood in a missing modality's rows."""
+        completed = dict(sequences)
+        for m, (rows, x) in recovered.items():
+            tokens = max(sequences[m].x.shape[1], x.x.shape[1])
+            completed[m] = Sequence(
+                pad_tokens(sequences[m].x, tokens).index_copy(0, rows, pad_tokens(x.x, tokens)),
+                sequences[m].lengths.index_copy(0, rows, x.lengths),
+            )
+        return completed
+
+    def refine(self, fused: Tensor) -> Tensor:
+        """f~_Mrec = MR(f_Mrec), or f_Mrec itself without MR."""
+        return fused if self.mr is None else self.mr(fused)
+
+    def forward(
+        self,
+        x: dict[str, Tensor],
+        lengths: dict[str, Tensor],
+        missing: Tensor,
+        sample_ids: Tensor,
+        *,
+        seed: int = 0,
+    ) -> Tensor:
+        """The sentiment (B,) at test time, from the available modalities and Gaussian noise alone.
+
+        Args:
+            x: m -> (B, T, D) raw features, real tokens first.
+            lengths: m -> (B,) real tokens.
+            missing: (B, 3) bool. What it marks is not read: changing it changes no bit of the result.
+            sample_ids: (B,) int64, with `seed` the key of the noise.
+        """
+        sequences = self.extract(x, lengths, ~missing)
+        recovered = self.recover(self.conditions(sequences, missing), sample_ids, seed=seed)
+        fused = self.fusion(self.complete(sequences, recovered))
+        return self.classifier.sentiment(self.classifier(self.refine(fused)))
+
+
+def pad_tokens(x: Tensor, tokens: int) -> Tensor:
+    """(B, T, C) padded with zeros to (B, tokens, C)."""
+    return F.pad(x, (0, 0, 0, tokens - x.shape[1]))
+
+
+def concatenate(first: Sequences, second: Sequences) -> Sequences:
+    """Two batches as one of twice the size, so that F runs once for X_Mgt and X_Mrec."""
+    joined = {}
+    for m in first:
+        tokens = max(first[m].x.shape[1], second[m].x.shape[1])
+        x = torch.cat([pad_tokens(first[m].x, tokens), pad_tokens(second[m].x, tokens)])
+        joined[m] = Sequence(x, torch.cat([first[m].lengths, second[m].lengths]))
+    return joined
