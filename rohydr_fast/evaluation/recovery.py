@@ -1,0 +1,64 @@
+"""How close recovered representations come to the ground truth."""
+
+import numpy as np
+import torch
+
+from ..data.dataset import Dataset, Split, collate
+from ..models.rohydr import RoHyDR
+from ..models.sequences import token_mask
+from ..ops.philox import derive_seed
+from .predict import EVALUATION, inputs
+
+
+@torch.no_grad()
+def recovery_quality(
+    model: RoHyDR, dataset: Dataset, split: Split, missing: np.ndarray, *, seed: int, batch_size: int = 64
+) -> dict[str, dict[str, float]]:
+    """Compare x_rec with x_m for everything that `missing` (N, 3) takes away and the file has.
+
+    Returns:
+        modality -> ``relative_mse``, the mean squared error over the variance of x_m (1 is what the mean of x_m
+        reaches), and ``cosine`` of the centred representations. Modalities of which nothing is missing are left out.
+    """
+    training = model.training
+    model.eval()
+    sums: dict[str, np.ndarray] = {}
+    order = np.arange(len(split))
+    device = next(model.parameters()).device
+    means = _channel_means(model, dataset, split, batch_size)
+    for start in range(0, len(split), batch_size):
+        batch = collate(split, order[start : start + batch_size], model.config.modalities, dataset.nonfinite_zeroed)
+        given = inputs(batch, missing, device)
+        sequences = model.extract(given["x"], given["lengths"], batch.present.to(device))
+        conditions = model.conditions(sequences, given["missing"])
+        recovered = model.recover(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, 0))
+        for m, (rows, x_rec) in recovered.items():
+            x_m, lengths = sequences[m].x[rows], sequences[m].lengths[rows]
+            tokens = min(x_m.shape[1], x_rec.x.shape[1])
+            real = token_mask(torch.minimum(lengths, x_rec.lengths), tokens)
+            truth, guess = (x[:, :tokens][real].double() - means[m] for x in (x_m, x_rec.x))
+            parts = [(guess - truth).pow(2), truth.pow(2), guess * truth, guess.pow(2)]
+            sums[m] = sums.get(m, 0) + np.array([float(part.sum()) for part in parts])
+    model.train(training)
+    return {
+        m: {"relative_mse": float(s[0] / s[1]), "cosine": float(s[2] / np.sqrt(s[1] * s[3]).clip(1e-30))}
+        for m, s in sums.items()
+        if s[1] > 0
+    }
+
+
+def _channel_means(model: RoHyDR, dataset: Dataset, split: Split, batch_size: int) -> dict[str, torch.Tensor]:
+    """Mean of x_m over the real tokens of the split, (C,) float64 for each modality."""
+    device = next(model.parameters()).device
+    totals = {m: torch.zeros(model.config.channels, dtype=torch.float64) for m in model.config.modalities}
+    counts = dict.fromkeys(model.config.modalities, 0)
+    for start in range(0, len(split), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(split)))
+        batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
+        x = {m: value.to(device) for m, value in batch.x.items()}
+        lengths = {m: value.to(device) for m, value in batch.lengths.items()}
+        for m, sequence in model.extract(x, lengths, batch.present.to(device)).items():
+            tokens = sequence.x[sequence.mask()]
+            totals[m] += tokens.double().sum(0).cpu()
+            counts[m] += len(tokens)
+    return {m: (totals[m] / max(counts[m], 1)).to(device) for m in totals}
