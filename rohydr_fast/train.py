@@ -1,0 +1,86 @@
+"""``python -m rohydr_fast.train``: train RoHyDR and print a table of what it reached."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+from .cli import Parser, make_parser, print_json, run
+from .config import TrainConfig
+from .errors import UsageError
+
+OTHER_OPTIONS = ("seeds", "out", "resume", "json", "config", "debug")
+
+
+def parser() -> Parser:
+    """One option for each field of `TrainConfig`, and the few that are not settings of a model."""
+    result = make_parser("rohydr_fast.train", "Train RoHyDR on emotion recognition with missing modalities.")
+    result.add_argument("--config", action="config", help="YAML file with options; flags override it")
+    for option in fields(TrainConfig):
+        result.add_argument(
+            "--" + option.name.replace("_", "-"),
+            type=option.type,
+            default=option.default,
+            help=option.metadata["help"],
+        )
+    result.add_argument("--seeds", type=int, nargs="+", help="several seeds, one run each, and a table over all")
+    result.add_argument("--out", type=str, help="run directory (default: a new one under runs/)")
+    result.add_argument("--resume", type=str, help="go on with the run in this directory; no other setting is read")
+    result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run(parser(), _command, argv)
+
+
+def _command(options) -> None:
+    from .training import session
+
+    out = Path(options.out) if options.out else None
+    if options.resume:
+        if out or options.seeds:
+            raise UsageError("--resume: must stand without --out and --seeds. The run directory holds its settings.")
+        results = [session.resume(Path(options.resume))]
+    else:
+        settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
+        config = TrainConfig(**settings)
+        seeds = options.seeds or [config.seed]
+        if len(set(seeds)) != len(seeds):
+            raise UsageError(f"--seeds: must differ from each other, got {seeds}. Name each seed once.")
+        results = []
+        for seed in seeds:
+            place = out / f"seed{seed}" if out and len(seeds) > 1 else out
+            results.append(session.start(replace(config, seed=seed), place))
+            if len(seeds) > 1:
+                print(f"seed {seed}: {results[-1].summary['run_dir']}", file=sys.stderr)
+    _report(results, options.json)
+
+
+def _report(results: list, as_json: bool) -> None:
+    from .evaluation.tables import aggregate, aggregate_table
+
+    first, last = results[0].summary, results[-1].summary
+    aggregated = aggregate([result.rows for result in results])
+    table = results[0].table if len(results) == 1 else aggregate_table(aggregated)
+    rates = [result.summary["realised_missing_rate"] for result in results]
+    print(
+        f"test split, missing {first['missing']}, realised rate {sum(rates) / len(rates):.4f}, "
+        f"{len(results)} run{'s' * (len(results) > 1)}, best of up to {last['epochs']} epochs on validation"
+    )
+    print(table)
+    for note in results[0].notes:
+        print(f"note: {note}")
+    for result in results:
+        print(f"run: {result.summary['run_dir']}")
+    if not as_json:
+        return
+    if len(results) == 1:
+        print_json(first)
+    else:
+        names = {name: {key: list(value) for key, value in row.items()} for name, row in aggregated.items()}
+        print_json({"runs": [result.summary for result in results], "mean_std_n": names})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

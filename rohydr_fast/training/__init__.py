@@ -1,0 +1,1 @@
+"""Training: the stages of Algorithm 1, checkpoints, run directories and progress."""

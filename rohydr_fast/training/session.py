@@ -1,0 +1,173 @@
+"""One training run from settings to final table, and its resumption."""
+
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from ..config import TrainConfig
+from ..data.dataset import Dataset, Split, load
+from ..data.missing import MissingSpec, rate_note
+from ..errors import DataError, UsageError
+from ..evaluation.metrics import majority_metrics, metrics
+from ..evaluation.predict import Predictions, evaluate_split
+from ..evaluation.tables import metrics_table
+from ..ops.registry import backend as use_backend
+from ..ops.registry import select
+from .progress import Progress
+from .run_directory import RunDirectory
+from .trainer import Trainer, load_model
+
+RESULT = "RoHyDR"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run reports."""
+
+    summary: dict  # the object that --json prints
+    rows: dict[str, dict]  # of the final table, by name: metrics on the test split
+    table: str  # Markdown
+    notes: tuple[str, ...]  # sentences: what was cleaned, capped, or not real
+
+
+def missing_spec(config: TrainConfig) -> MissingSpec:
+    """How modalities go missing in this run, in training and in validation."""
+    return MissingSpec.parse(config.protocol, config.missing_rate, config.available)
+
+
+def start(config: TrainConfig, out: Path | None) -> Result:
+    """Train with `config` in a new run directory.
+
+    Raises:
+        UsageError, DataError, BackendUnavailable: before anything is written.
+        Interrupted: after a signal, with a checkpoint.
+    """
+    spec = missing_spec(config)
+    _check_runtime(config)
+    dataset = load(config.data, nonfinite=config.nonfinite)
+    config.model_config(dataset)  # refuse impossible settings before anything is written
+    name = f"{dataset.name}-{config.preset}-{spec.name}-s{config.seed}"
+    run = RunDirectory.create(out, name)
+    with run.lock():
+        from ..doctor import environment
+
+        run.write_config(asdict(config))
+        run.write_environment({**environment(), "data": {"source": dataset.source, "sha256": dataset.sha256}})
+        return _train(Trainer(dataset, config, spec, run))
+
+
+def resume(path: Path) -> Result:
+    """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet."""
+    run = RunDirectory.open(path)
+    config = config_from(run.read_config(), run)
+    spec = missing_spec(config)
+    _check_runtime(config)
+    dataset = load(config.data, nonfinite=config.nonfinite)
+    with run.lock():
+        trainer = Trainer(dataset, config, spec, run)
+        trainer.restore()
+        return _train(trainer)
+
+
+def config_from(document: dict, run: RunDirectory) -> TrainConfig:
+    """The settings that a run was started with.
+
+    Raises:
+        DataError: unknown, missing or impossible settings.
+    """
+    if set(document) != {f.name for f in fields(TrainConfig)}:
+        raise DataError(f"{run.path}/config.yaml: its settings are not those of this version. Start a new run.")
+    try:
+        return TrainConfig(**document)
+    except (TypeError, UsageError) as error:
+        raise DataError(f"{run.path}/config.yaml: {error} Restore the file, or start a new run.") from None
+
+
+def reference_rows(dataset: Dataset, split: Split, predictions: Predictions) -> dict[str, dict]:
+    """What the model is held against: the best that the data allow, where known, and the majority."""
+    rows = {}
+    if dataset.known_best is not None:
+        rows["best reachable"] = dataset.known_best.metrics_for(split.name, predictions.missing)
+    rows["majority"] = majority_metrics(dataset.train.labels, split.labels)
+    return rows
+
+
+def _check_runtime(config: TrainConfig) -> None:
+    select("reverse_loop", config.backend)
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device: must be a device of this machine, got {config.device!r} ({reason}). Use --device cpu."
+        ) from None
+
+
+def _train(trainer: Trainer) -> Result:
+    run, config, dataset = trainer.run, trainer.config, trainer.dataset
+    started = time.perf_counter()
+    with use_backend(config.backend):
+        with Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
+            trainer.fit(progress)
+        rows, rate, valid, test = _final(trainer)
+    seconds = time.perf_counter() - started
+    throughput = trainer.train_samples / trainer.train_seconds if trainer.train_seconds else None
+    summary = {
+        "run_dir": str(run.path),
+        "data": dataset.source,
+        "preset": config.preset,
+        "seed": config.seed,
+        "epochs": trainer.cursor.epoch - 1,
+        "best_epoch": trainer.cursor.best_epoch,
+        "seconds": round(seconds, 3),
+        "train_samples_per_s": None if throughput is None else round(throughput, 2),
+        "missing": trainer.spec.name,
+        "realised_missing_rate": rate,
+        "valid": valid,
+        "test": test,
+    }
+    table = metrics_table(rows)
+    run.write_metrics({key: value for key, value in summary.items() if key not in ("seconds", "train_samples_per_s")})
+    run.append_timing({"seconds": seconds, "train_samples_per_s": throughput})
+    run.write_table(table)
+    notes = [*dataset.notes, rate_note(trainer.spec, dataset.test.present(), trainer.model.config.modalities)]
+    return Result(summary, rows, table, tuple(note for note in notes if note))
+
+
+def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
+    """The best checkpoint on validation and, read here for the first time, on test."""
+    run, config, dataset = trainer.run, trainer.config, trainer.dataset
+    model, _ = load_model(run.checkpoint("best"))
+    model.to(config.device)
+    results = {}
+    for split in (dataset.valid, dataset.test):
+        predictions = evaluate_split(
+            model,
+            dataset,
+            split,
+            trainer.spec,
+            seed=config.seed,
+            samples=config.samples,
+            batch_size=config.batch_size,
+        )
+        results[split.name] = metrics(predictions.mean, split.labels)
+        save_predictions(run, split, trainer.spec.name, predictions)
+    rows = {RESULT: results["test"], **reference_rows(dataset, dataset.test, predictions)}
+    return rows, predictions.rate, results["valid"], results["test"]
+
+
+def save_predictions(run: RunDirectory, split: Split, name: str, predictions: Predictions) -> None:
+    """Keep what a table was computed from."""
+    run.write_predictions(
+        split.name,
+        name,
+        {
+            "id": split.ids,
+            "label": split.labels,
+            "prediction": predictions.mean,
+            "std": predictions.std,
+            "missing": predictions.missing,
+        },
+    )

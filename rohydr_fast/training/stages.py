@@ -1,0 +1,222 @@
+"""Algorithm 1: what one batch does to the parameters, stage by stage.
+
+Optimizer O holds everything but D, optimizer O_d holds D. All stages of a batch see the same missing pattern. The
+one-stage and two-stage strategies (Table 5) are the same losses, summed: they differ in the schedule only.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..config import TrainConfig
+from ..errors import RohydrError
+from ..models.rohydr import Condition, Recovered, RoHyDR, Sequences, concatenate
+from ..models.sequences import Sequence, token_mask
+from ..ops.philox import derive_seed
+
+GENERATOR, ADVERSARIAL, CLASSIFIER = "generator", "adversarial", "classifier"
+
+
+class Stage(NamedTuple):
+    """One optimisation step and the objectives it adds up."""
+
+    name: str
+    objectives: tuple[str, ...]
+
+
+SCHEDULES: dict[str, tuple[Stage, ...]] = {
+    "three-stage": (Stage("S1", (GENERATOR,)), Stage("S2", (ADVERSARIAL,)), Stage("S3", (CLASSIFIER,))),
+    "two-stage": (Stage("S1", (GENERATOR,)), Stage("S2", (ADVERSARIAL, CLASSIFIER))),
+    "one-stage": (Stage("S1", (GENERATOR, ADVERSARIAL, CLASSIFIER)),),
+}
+
+
+class NumericsError(RohydrError):
+    """A loss or a gradient is not finite; no parameter was touched."""
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """What the stages of one batch read."""
+
+    x: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    label: Tensor  # (B,)
+    sample_id: Tensor  # (B,)
+    present: Tensor  # (B, 3): the file has this modality of this clip
+    missing: Tensor  # (B, 3): beta, True where a modality is missing or absent
+
+
+class Pass(NamedTuple):
+    """One forward of the model with the ground truth at hand (Fig. 2, training)."""
+
+    sequences: Sequences  # x_m of everything the file has
+    conditions: dict[str, Condition]
+    recovered: dict[str, Recovered]
+    f_gt: Tensor | None = None  # (B, F)
+    f_rec: Tensor | None = None  # (B, F) after MR
+    complete: Tensor | None = None  # (B,) bool: ground truth of all modalities exists, so f_gt means something
+
+
+def make_optimizers(model: RoHyDR, config: TrainConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """O and O_d of Algorithm 1: disjoint, together complete. Without D there is no O_d."""
+    options = dict(lr=config.lr, weight_decay=config.weight_decay)
+    rest = ("theta_fe", "theta_mu_sigma", "theta_ur", "theta_f", "theta_mr", "theta_c")
+    discriminator = model.parameters_of("theta_d")
+    return (
+        torch.optim.Adam(model.parameters_of(*rest), **options),
+        torch.optim.Adam(discriminator, **options) if discriminator else None,
+    )
+
+
+class StageRunner:
+    """Runs the stages of a batch on a model with its two optimizers."""
+
+    def __init__(self, model: RoHyDR, config: TrainConfig, optimizer, optimizer_d):
+        self.model, self.config = model, config
+        self.optimizer, self.optimizer_d = optimizer, optimizer_d
+        self.stages = SCHEDULES[config.strategy]
+
+    def run(self, stage: Stage, batch: StageBatch, *, epoch: int, batch_index: int) -> dict[str, float]:
+        """One stage: forward, losses, the step of O_d where L_D is among them, the step of O.
+
+        Dropout and noise are functions of (seed, epoch, stage) with the batch or the sample, so a resumed run
+        draws what an unbroken one would have drawn.
+
+        Returns:
+            The value of each loss term and of each gradient norm before clipping.
+
+        Raises:
+            NumericsError: a term or a gradient norm is not finite.
+        """
+        index = self.stages.index(stage)
+        seed = derive_seed(self.config.seed, epoch, index + 1)
+        place = f"epoch {epoch}, batch {batch_index}, {stage.name}"
+        with seeded(derive_seed(seed, batch_index)):
+            self.model.train()
+            done = self._forward(stage, batch, seed)
+            terms: dict[str, float] = {}
+            objectives: list[Tensor] = []
+            if GENERATOR in stage.objectives and done.conditions:
+                objectives.append(self._generator(stage, done, batch, seed, terms))
+            if ADVERSARIAL in stage.objectives:
+                if self.optimizer_d is not None:
+                    self._discriminator_step(done, terms, place)
+                if self.model.mr is not None or self.optimizer_d is not None:
+                    objectives.append(self._reconstructor(done, terms))
+            if CLASSIFIER in stage.objectives:
+                objectives.append(self._classifier(done, batch, terms))
+            if objectives and (total := torch.stack(objectives).sum()).requires_grad:
+                terms[stage.name] = float(total.detach())
+                terms[f"{stage.name}_grad_norm"] = self._step(self.optimizer, total, terms, place)
+        return terms
+
+    def _forward(self, stage: Stage, batch: StageBatch, seed: int) -> Pass:
+        model = self.model
+        sequences = model.extract(batch.x, batch.lengths, batch.present)
+        if GENERATOR in stage.objectives:
+            model.update_norms(sequences)
+        conditions = model.conditions(sequences, batch.missing)
+        recovered = model.recover(conditions, batch.sample_id, seed=seed, grad_steps=self.config.grad_steps())
+        if stage.objectives == (GENERATOR,):
+            return Pass(sequences, conditions, recovered)
+        fused = model.fusion(concatenate(sequences, model.complete(sequences, recovered)))
+        f_gt, f_rec = fused.chunk(2)
+        complete = torch.stack(list(model.columns(batch.present).values())).all(0)
+        return Pass(sequences, conditions, recovered, f_gt, model.refine(f_rec), complete)
+
+    def _generator(self, stage: Stage, done: Pass, batch: StageBatch, seed: int, terms: dict[str, float]) -> Tensor:
+        """Eq. 3 and 4 over the modalities that are missing and have ground truth, then Eq. 10."""
+        zero = batch.label.new_zeros(())
+        hddm, ur = zero, zero
+        present = self.model.columns(batch.present)
+        for m, condition in done.conditions.items():
+            truth = Sequence(*(part[condition.rows] for part in done.sequences[m]))
+            has_truth = present[m][condition.rows]
+            if not has_truth.any():
+                continue
+            if self.model.hddm is not None:
+                noise = self.model.hddm[m].noise_key(seed, batch.sample_id[condition.rows][has_truth])
+                hddm = hddm + self.model.hddm[m].eq3_loss(
+                    Sequence(truth.x[has_truth], truth.lengths[has_truth]),
+                    condition.encoded[has_truth],
+                    condition.key_mask[has_truth],
+                    noise,
+                )
+            recovered = done.recovered[m].x
+            tokens = min(truth.x.shape[1], recovered.x.shape[1])
+            both = token_mask(torch.minimum(truth.lengths, recovered.lengths), tokens) & has_truth[:, None]
+            ur = ur + losses.eq4_ur(recovered.x[:, :tokens], truth.x[:, :tokens], both)
+        terms["L_HDDM"], terms["L_UR"] = float(hddm.detach()), float(ur.detach())
+        if len(stage.objectives) == 3:  # one stage, printed as lambda_g (L_HDDM + L_UR)
+            return self.config.lambda_g * (hddm + ur)
+        return losses.eq10_stage1(hddm, ur, self.config.lambda_g)
+
+    def _discriminator_step(self, done: Pass, terms: dict[str, float], place: str) -> None:
+        """Eq. 6 on detached features: D alone moves, by O_d."""
+        logit_gt = self.model.discriminator(done.f_gt.detach())
+        logit_rec = self.model.discriminator(done.f_rec.detach())
+        loss = losses.eq6_discriminator(logit_gt, logit_rec, done.complete)
+        terms["L_D"] = float(loss.detach())
+        terms["D_grad_norm"] = self._step(self.optimizer_d, loss, terms, place)
+
+    def _reconstructor(self, done: Pass, terms: dict[str, float]) -> Tensor:
+        """Eq. 5, 7 and 8 with the D that has just moved, which gets no gradient here."""
+        rec = losses.eq5_rec(done.f_rec, done.f_gt, done.complete)
+        terms["L_rec"] = float(rec.detach())
+        adversarial = rec.new_zeros(())
+        if self.model.discriminator is not None:
+            with frozen(self.model.discriminator):
+                adversarial = losses.eq7_adversarial(self.model.discriminator(done.f_rec), done.complete)
+            terms["L_adv"] = float(adversarial.detach())
+        return losses.eq8_mr(adversarial, rec, self.config.lambda_al)
+
+    def _classifier(self, done: Pass, batch: StageBatch, terms: dict[str, float]) -> Tensor:
+        """Eq. 9 and 12; where a clip has no complete ground truth L_C2 leaves it out."""
+        everyone = torch.ones_like(done.complete)
+        c1 = losses.eq9_classifier(self.model.classifier(done.f_rec), batch.label, everyone)
+        c2 = losses.eq9_classifier(self.model.classifier(done.f_gt), batch.label, done.complete)
+        terms["L_C1"], terms["L_C2"] = float(c1.detach()), float(c2.detach())
+        return losses.eq12_stage3(c1, c2, self.config.lambda_c)
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, terms: dict[str, float], place: str) -> float:
+        """Backward, clip, step; returns the gradient norm before clipping."""
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise NumericsError(f"training: {name} is {value} in {place}. Lower --lr or --chain-grad last-5.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
+        if not math.isfinite(norm):
+            raise NumericsError(f"training: the gradient norm is {norm} in {place}. Lower --lr or --chain-grad last-5.")
+        optimizer.step()
+        return norm
+
+
+@contextmanager
+def frozen(module: torch.nn.Module) -> Iterator[None]:
+    """Gradients pass through `module` but do not reach its parameters."""
+    parameters = list(module.parameters())
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Dropout drawn from `seed`; the caller's generators are as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
