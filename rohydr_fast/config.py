@@ -134,7 +134,7 @@ class TrainConfig:
     without: str = _option("", "parts to take out: hddm, ur, d, mr, for example hddm,ur (Tables 3 and 4)")
     chain_grad: str = _option("full", "gradient through the reverse chain: full, last-K such as last-5, or none")
     steps: int | None = _option(None, "reverse steps K (default: the preset's)")
-    prediction: str = _option("eps", "what the denoiser predicts: eps (the paper's), v or x0")
+    prediction: str = _option("eps", "what the denoiser predicts: eps (as printed in Eq. 2), v or x0")
     diffusion_loss: str = _option("hybrid", "Eq. 3 as nll (as printed), kl (closed form) or hybrid")
     outputs: int = _option(1, "1 for regression, or 3, 5, 7 classes")
     dropout: float = _option(0.1, "dropout in extractors, fusion, MR and classifier")

@@ -1,0 +1,194 @@
+"""A whole run: repeatable, resumable anywhere, and the same at rate 0 as with everything available."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from rohydr_fast.config import TrainConfig
+from rohydr_fast.errors import EXIT_SIGINT, EXIT_SIGTERM, DataError
+from rohydr_fast.training import trainer as trainer_module
+from rohydr_fast.training.interrupt import Interrupted
+from rohydr_fast.training.progress import Progress
+from rohydr_fast.training.run_directory import RunDirectory
+from rohydr_fast.training.session import missing_spec
+from rohydr_fast.training.trainer import Trainer, load_model
+from tests.small_data import small_dataset
+
+SETTINGS = dict(preset="tiny", epochs=2, batch_size=5, steps=2)  # 2 batches of 3 stages an epoch: 12 stages
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """A trainer in the run directory `name`, which is made when it is not there."""
+
+    def make(name: str = "run", dataset=None, **settings) -> Trainer:
+        config = TrainConfig(**{**SETTINGS, **settings})
+        run = RunDirectory(tmp_path / name)
+        run.path.mkdir(exist_ok=True)
+        return Trainer(dataset or small_dataset(), config, missing_spec(config), run)
+
+    return make
+
+
+def fit(trainer: Trainer) -> None:
+    with Progress(2, 2, stream=open(os.devnull, "w"), interval=1e9) as progress:
+        trainer.fit(progress)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([t.double().flatten() for t in trainer_module.tensors_of(trainer.model).values()])
+
+
+def metrics_bytes(trainer: Trainer) -> bytes:
+    return (trainer.run.path / "metrics.jsonl").read_bytes()
+
+
+def interrupt_after(trainer: Trainer, stages: int, number: int = signal.SIGINT) -> None:
+    """Send the signal while stage number `stages` runs."""
+    original, count = trainer.runner.run, 0
+
+    def run(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == stages:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    trainer.runner.run = run
+
+
+def test_the_same_seed_gives_the_same_file_and_weights(make_trainer):
+    first, second, other = make_trainer("one"), make_trainer("two"), make_trainer("three", seed=2)
+    for trainer in (first, second, other):
+        fit(trainer)
+    assert metrics_bytes(first) == metrics_bytes(second) != metrics_bytes(other)
+    assert torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"strategy": "one-stage"}], ids=["plain", "ema", "one-stage"])
+def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_trainer, settings):
+    whole = make_trainer("whole", **settings)
+    fit(whole)
+    stages = 2 * 2 * len(whole.runner.stages)
+    for stop in range(1, stages + 1, 1 if not settings else 4):
+        broken = make_trainer(f"stop{stop}", **settings)
+        interrupt_after(broken, stop)
+        with pytest.raises(Interrupted, match="--resume"):
+            fit(broken)
+        resumed = make_trainer(f"stop{stop}", **settings)
+        resumed.restore()
+        fit(resumed)
+        assert torch.equal(weights(resumed), weights(whole)), f"stopped in stage {stop}"
+        assert metrics_bytes(resumed) == metrics_bytes(whole)
+        if settings.get("ema"):
+            assert torch.equal(
+                resumed.evaluated.classifier.out.weight, whole.evaluated.classifier.out.weight
+            )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM)])
+def test_signals_have_their_exit_codes_and_handlers_are_put_back(make_trainer, number, code):
+    before = signal.getsignal(number)
+    trainer = make_trainer()
+    interrupt_after(trainer, 2, number)
+    with pytest.raises(Interrupted) as stopped:
+        fit(trainer)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_without_a_checkpoint_starts_over(make_trainer):
+    whole = make_trainer("whole")
+    fit(whole)
+    trainer = make_trainer("empty")
+    trainer.run.append({"kind": "step", "left": "by a killed process"})
+    trainer.restore()
+    fit(trainer)
+    assert metrics_bytes(trainer) == metrics_bytes(whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(make_trainer):
+    trainer = make_trainer()
+    fit(trainer)
+    content = metrics_bytes(trainer)
+    again = make_trainer()
+    again.restore()
+    fit(again)
+    assert metrics_bytes(again) == content and torch.equal(weights(again), weights(trainer))
+
+
+def test_rate_0_equals_everything_available_bit_for_bit(make_trainer):
+    zero, complete = make_trainer("zero", missing_rate="0"), make_trainer("complete", available="a,t,v")
+    for trainer in (zero, complete):
+        fit(trainer)
+    assert torch.equal(weights(zero), weights(complete))
+    assert metrics_bytes(zero) == metrics_bytes(complete)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"missing_rate": "mixed"},
+        {"missing_rate": "a=0.5,t=0.2"},
+        {"protocol": "fractions"},
+        {"protocol": "batch-table"},
+        {"protocol": "natural"},
+        {"available": "t"},
+        {"outputs": 7},
+        {"chain_grad": "last-1", "prediction": "eps", "diffusion_loss": "hybrid"},
+    ],
+    ids=str,
+)
+def test_every_protocol_and_option_trains(make_trainer, settings):
+    trainer = make_trainer(epochs=1, **settings)
+    fit(trainer)
+    rows = trainer.run.rows()
+    assert [row["kind"] for row in rows] == ["step", "step", "epoch"]
+    assert np.isfinite(rows[-1]["valid"]["MAE"])
+
+
+def test_early_stopping_waits_for_patience(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=9, patience=2)
+    values = iter([1.0, 0.5, 0.6, 0.7, 0.4])
+    monkeypatch.setattr(trainer_module, "metrics", lambda *a: {"MAE": next(values), "Non0_acc_2": None})
+    fit(trainer)
+    assert trainer.cursor.epoch - 1 == 4 and trainer.cursor.best_epoch == 2
+    assert load_model(trainer.run.checkpoint("best"))[1]["cursor"]["best_epoch"] == 2
+
+
+def test_the_test_split_is_not_read_in_training(make_trainer):
+    dataset = small_dataset()
+    object.__setattr__(dataset, "test", None)
+    fit(make_trainer(dataset=dataset))
+
+
+def test_a_checkpoint_of_other_data_or_another_model_is_refused(make_trainer):
+    fit(make_trainer(epochs=1))
+    dataset = small_dataset()
+    object.__setattr__(dataset, "sha256", "1" * 64)
+    with pytest.raises(DataError, match="another data file"):
+        make_trainer(dataset=dataset).restore()
+    with pytest.raises(DataError, match="shape|such tensor|must not be there"):
+        make_trainer(without="mr").restore()
+
+
+def test_a_flipped_bit_is_refused(make_trainer):
+    trainer = make_trainer(epochs=1)
+    fit(trainer)
+    path = trainer.run.checkpoint("last") / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="model.safetensors"):
+        make_trainer(epochs=1).restore()
