@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "wide": dict(width=128, heads=8),
 }  # fmt: skip
-DEFAULT_EPOCHS = {"tiny": 4, "paper": 30, "wide": 30}  # 30: the paper's Sec. 3.2.2
+DEFAULT_EPOCHS = {"tiny": 3, "paper": 30, "wide": 30}  # 30: the paper's Sec. 3.2.2
 
 
 def _option(default: Any, text: str) -> Any:
@@ -120,7 +120,7 @@ class TrainConfig:
     missing_rate: str = _option("0.5", "rate 0..1, mixed (one model for all patterns), or a=0.3,t=0.1,v=0.5")
     available: str | None = _option(None, "fixed set of available modalities, for example t,a")
     protocol: str = _option("exact", "how patterns are drawn: exact, fractions, batch-table or natural")
-    epochs: int | None = _option(None, "epochs at most (default: 4 for tiny, 30 else)")
+    epochs: int | None = _option(None, "epochs at most (default: 3 for tiny, 30 else)")
     seed: int = _option(1, "seed of weights, order, patterns, noise and dropout")
     backend: str = _option("auto", "auto, reference, cpp, triton or cuda")
     device: str = _option("cpu", "torch device")

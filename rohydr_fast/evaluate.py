@@ -46,7 +46,7 @@ def _command(options) -> None:
     from .evaluation.tables import metrics_table
     from .ops.registry import backend, select
     from .training.run_directory import RunDirectory
-    from .training.session import config_from, save_predictions
+    from .training.session import config_from, notes, save_predictions
     from .training.trainer import load_model
 
     for name, choices in (("split", ("test", "valid")), ("checkpoint", ("best", "last"))):
@@ -87,7 +87,7 @@ def _command(options) -> None:
     table = metrics_table(rows, COLUMNS)
     run_directory.write_evaluation(f"{options.protocol}-{options.split}", document, table)
     print(table)
-    for note in dataset.notes:
+    for note in dict.fromkeys(note for _, spec in pairs for note in notes(dataset, spec)):
         print(f"note: {note}")
     if options.json:
         print_json(document)

@@ -13,6 +13,7 @@ from ..errors import DataError, UsageError
 from ..evaluation.metrics import majority_metrics, metrics
 from ..evaluation.predict import Predictions, evaluate_split
 from ..evaluation.tables import metrics_table
+from ..modalities import MODALITIES, NAMES
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
 from .progress import Progress
@@ -94,6 +95,15 @@ def reference_rows(dataset: Dataset, split: Split, predictions: Predictions) -> 
     return rows
 
 
+def notes(dataset: Dataset, spec: MissingSpec) -> tuple[str, ...]:
+    """What a reader of the table must know: what was cleaned or is not real, what is absent, what was capped."""
+    absent = [NAMES[m] for m in MODALITIES if m not in dataset.modalities()]
+    sentences = [*dataset.notes, rate_note(spec, dataset.test.present(), dataset.modalities())]
+    if absent:
+        sentences.append(f"No training clip has {' or '.join(absent)}: the model does without.")
+    return tuple(sentence for sentence in sentences if sentence)
+
+
 def _check_runtime(config: TrainConfig) -> None:
     select("reverse_loop", config.backend)
     try:
@@ -132,8 +142,7 @@ def _train(trainer: Trainer) -> Result:
     run.write_metrics({key: value for key, value in summary.items() if key not in ("seconds", "train_samples_per_s")})
     run.append_timing({"seconds": seconds, "train_samples_per_s": throughput})
     run.write_table(table)
-    notes = [*dataset.notes, rate_note(trainer.spec, dataset.test.present(), trainer.model.config.modalities)]
-    return Result(summary, rows, table, tuple(note for note in notes if note))
+    return Result(summary, rows, table, notes(dataset, trainer.spec))
 
 
 def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
