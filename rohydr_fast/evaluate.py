@@ -20,7 +20,7 @@ COLUMNS = (
 def parser() -> Parser:
     """The options of the command."""
     result = make_parser("rohydr_fast.evaluate", "Evaluate a run over missing rates or sets of modalities.")
-    result.add_argument("directory", type=str, help="run directory")
+    result.add_argument("directories", type=str, nargs="+", help="run directory; several give mean and deviation")
     result.add_argument("--protocol", type=str, default="rates", help="rates (Table 1), fixed (Table 2) or natural")
     result.add_argument("--samples", type=int, default=1, help="recoveries drawn and averaged for each clip")
     result.add_argument("--split", type=str, default="test", help="test or valid")
@@ -38,16 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
-    from .data.dataset import load
-    from .errors import DataError
-    from .evaluation.metrics import metrics
-    from .evaluation.predict import evaluate_split
-    from .evaluation.protocols import protocol_rows
-    from .evaluation.tables import metrics_table
+    from .evaluation.tables import aggregate, aggregate_table, metrics_table
     from .ops.registry import backend, select
-    from .training.run_directory import RunDirectory
-    from .training.session import config_from, notes, save_predictions
-    from .training.trainer import load_model
 
     for name, choices in (("split", ("test", "valid")), ("checkpoint", ("best", "last"))):
         value = getattr(options, name)
@@ -55,9 +47,35 @@ def _command(options) -> None:
             raise UsageError(f"--{name}: must be {' or '.join(choices)}, got {value!r}. Choose one of them.")
     if options.samples < 1:
         raise UsageError(f"--samples: must be 1 or more, got {options.samples}. Use for example --samples 8.")
-    run_directory = RunDirectory.open(Path(options.directory))
-    config = config_from(run_directory.read_config(), run_directory)
     select("reverse_loop", options.backend)
+    documents, sentences = [], {}
+    with backend(options.backend):
+        for directory in options.directories:
+            document, notes = _evaluate(Path(directory), options)
+            documents.append(document)
+            sentences |= dict.fromkeys(notes)
+    rows = [document["rows"] for document in documents]
+    print(metrics_table(rows[0], COLUMNS) if len(rows) == 1 else aggregate_table(aggregate(rows), COLUMNS[:-1]))
+    for sentence in sentences:
+        print(f"note: {sentence}")
+    if options.json:
+        print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+
+
+def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
+    """Evaluate one run under the protocol, keep the result in its directory, return it with the notes on its data."""
+    from .data.dataset import load
+    from .errors import DataError
+    from .evaluation.metrics import metrics
+    from .evaluation.predict import evaluate_split
+    from .evaluation.protocols import protocol_rows
+    from .evaluation.tables import metrics_table
+    from .training.run_directory import RunDirectory
+    from .training.session import config_from, notes, save_predictions
+    from .training.trainer import load_model
+
+    run_directory = RunDirectory.open(directory)
+    config = config_from(run_directory.read_config(), run_directory)
     model, state = load_model(run_directory.checkpoint(options.checkpoint))
     pairs = protocol_rows(options.protocol, model.config.modalities)
     dataset = load(options.data or config.data, nonfinite=config.nonfinite)
@@ -68,29 +86,26 @@ def _command(options) -> None:
         )
     split = getattr(dataset, options.split)
     seed = config.seed if options.seed is None else options.seed
+    drawn = f"-samples{options.samples}" if options.samples > 1 else ""
     rows = {}
-    with backend(options.backend):
-        for name, spec in pairs:
-            predictions = evaluate_split(
-                model, dataset, split, spec, seed=seed, samples=options.samples, batch_size=config.batch_size
-            )
-            rows[name] = {"realised_missing_rate": predictions.rate, **metrics(predictions.mean, split.labels)}
-            save_predictions(run_directory, split, f"{options.protocol}-{name}", predictions)
+    for name, spec in pairs:
+        predictions = evaluate_split(
+            model, dataset, split, spec, seed=seed, samples=options.samples, batch_size=config.batch_size
+        )
+        rows[name] = {"realised_missing_rate": predictions.rate, **metrics(predictions.mean, split.labels)}
+        save_predictions(run_directory, split, f"{options.protocol}-{name}{drawn}", predictions)
     document = {
         "run_dir": str(run_directory.path),
         "protocol": options.protocol,
         "split": options.split,
+        "checkpoint": options.checkpoint,
         "samples": options.samples,
         "seed": seed,
         "rows": rows,
     }
     table = metrics_table(rows, COLUMNS)
-    run_directory.write_evaluation(f"{options.protocol}-{options.split}", document, table)
-    print(table)
-    for note in dict.fromkeys(note for _, spec in pairs for note in notes(dataset, spec)):
-        print(f"note: {note}")
-    if options.json:
-        print_json(document)
+    run_directory.write_evaluation(f"{options.protocol}-{options.split}{drawn}", document, table)
+    return document, [sentence for _, spec in pairs for sentence in notes(dataset, spec)]
 
 
 if __name__ == "__main__":

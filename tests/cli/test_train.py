@@ -120,9 +120,17 @@ def test_evaluate_every_protocol(finished, capsys, protocol, rows):
     if protocol == "rates":
         realised = [row["realised_missing_rate"] for row in document["rows"].values()]
         assert realised[0] == 0 and realised[-1] == pytest.approx(12 / 18)  # 0.7 is above the highest possible
-        assert (finished / "evaluations" / "rates-test.md").exists()
+        assert (finished / "evaluations" / "rates-test-samples2.md").exists()
     complete = document["rows"][{"rates": "exact 0.0", "fixed": "{a,t,v}", "natural": "natural"}[protocol]]
     assert complete["realised_missing_rate"] == 0
+
+
+def test_several_runs_are_evaluated_into_one_table(finished, tmp_path, data_file, capsys):
+    other = tmp_path / "other"
+    assert train.main(["--data", str(data_file), "--out", str(other), "--seed", "2", *QUICK]) == 0
+    assert evaluate.main([str(finished), str(other), "--protocol", "fixed", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "(2)" in printed and len(json.loads(printed.splitlines()[-1])["runs"]) == 2
 
 
 def test_rate_0_and_everything_available_evaluate_alike(finished, capsys):
