@@ -16,9 +16,8 @@ import torch
 
 from rohydr_fast.config import TrainConfig
 from rohydr_fast.data.dataset import load
-from rohydr_fast.data.missing import missing_table
 from rohydr_fast.evaluation.metrics import metrics
-from rohydr_fast.evaluation.predict import EVALUATION_EPOCH, predict
+from rohydr_fast.evaluation.predict import evaluation_missing, predict
 from rohydr_fast.evaluation.recovery import recovery_quality
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
@@ -35,10 +34,7 @@ def run(config: TrainConfig, dataset) -> dict[str, float]:
         with Progress(config.max_epochs(), len(trainer.batches(1)), interval=1e9) as progress:
             trainer.fit(progress)
     split, model = dataset.valid, trainer.model
-    missing = missing_table(
-        trainer.spec, split.present(), split.sample_ids, seed=config.seed, epoch=EVALUATION_EPOCH,
-        modalities=model.config.modalities,
-    )  # fmt: skip
+    missing = evaluation_missing(trainer.spec, split, model.config.modalities, seed=config.seed)
     found = metrics(predict(model, dataset, split, missing, seed=config.seed).mean, split.labels)
     row = {"MAE": found["MAE"], "ACC2": found["Non0_acc_2"]}
     for m, quality in recovery_quality(model, dataset, split, missing, seed=config.seed).items():

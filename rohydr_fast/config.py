@@ -15,6 +15,7 @@ SWITCHES = ("hddm", "ur", "d", "mr")
 STRATEGIES = ("three-stage", "two-stage", "one-stage")
 LOSSES = ("nll", "kl", "hybrid")
 PREDICTIONS = ("eps", "v", "x0")
+OUTPUTS = (1, 3, 5, 7)  # 1 is regression, the others are classes around 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{_flag(name)}: must be {least} or more, got {value}. Change it.")
+        if self.outputs not in OUTPUTS:
+            raise UsageError(f"--outputs: must be one of {OUTPUTS}, got {self.outputs}. 1 is regression.")
         self.grad_steps()
         self.switches()
 

@@ -21,7 +21,14 @@ def parser() -> Parser:
     """The options of the command."""
     result = make_parser("rohydr_fast.evaluate", "Evaluate a run over missing rates or sets of modalities.")
     result.add_argument("directories", type=str, nargs="+", help="run directory; several give mean and deviation")
-    result.add_argument("--protocol", type=str, default="rates", help="rates (Table 1), fixed (Table 2) or natural")
+    result.add_argument(
+        "--protocol",
+        type=str,
+        default="rates",
+        help="rates (Table 1), fixed (Table 2), natural, or as in training: exact, fractions, batch-table, "
+        "per-modality, mixed",
+    )
+    result.add_argument("--missing-rate", type=str, help="one rate for a protocol of training, instead of 0.0 to 0.7")
     result.add_argument("--samples", type=int, default=1, help="recoveries drawn and averaged for each clip")
     result.add_argument("--split", type=str, default="test", help="test or valid")
     result.add_argument("--data", type=str, help="another place of the run's data file")
@@ -77,7 +84,7 @@ def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
     run_directory = RunDirectory.open(directory)
     config = config_from(run_directory.read_config(), run_directory)
     model, state = load_model(run_directory.checkpoint(options.checkpoint))
-    pairs = protocol_rows(options.protocol, model.config.modalities)
+    pairs = protocol_rows(options.protocol, model.config.modalities, options.missing_rate)
     dataset = load(options.data or config.data, nonfinite=config.nonfinite)
     if dataset.sha256 != state["data_sha256"]:
         raise DataError(

@@ -41,6 +41,12 @@ def _command(options) -> None:
     if options.resume:
         if out or options.seeds:
             raise UsageError("--resume: must stand without --out and --seeds. The run directory holds its settings.")
+        given = [f.name for f in fields(TrainConfig) if getattr(options, f.name) != f.default]
+        if given:
+            raise UsageError(
+                f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "
+                "The run directory holds them."
+            )
         results = [session.resume(Path(options.resume))]
     else:
         settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}

@@ -20,3 +20,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def repo_root() -> Path:
     """The checkout, with setup.py and csrc."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def one_thread():
+    """Small networks: a second OpenMP thread costs more than it brings, and the machine may be busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import LOSSES
 from ..errors import UsageError
 from ..losses import masked_mean
 from ..ops.reverse_loop.reference import log_variance
 from .schedule import Schedule
-
-LOSSES = ("nll", "kl", "hybrid")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import PREDICTIONS
 from ..errors import UsageError
-
-PREDICTIONS = ("eps", "v", "x0")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,22 @@ class Predictions:
     rate: float  # realised missing rate
 
 
+def evaluation_missing(
+    spec: MissingSpec, split: Split, modalities: tuple[str, ...], *, seed: int, batch_size: int = 32
+) -> np.ndarray:
+    """The (N, 3) missing indicator of a split in evaluation; `batch_size` matters to batch-table only."""
+    rows = np.arange(len(split))
+    return missing_table(
+        spec,
+        split.present(),
+        split.sample_ids,
+        seed=seed,
+        epoch=EVALUATION_EPOCH,
+        batches=[rows[i : i + batch_size] for i in rows[::batch_size]],
+        modalities=modalities,
+    )
+
+
 def evaluate_split(
     model: RoHyDR,
     dataset: Dataset,
@@ -43,16 +59,7 @@ def evaluate_split(
         samples: recoveries drawn and averaged for each clip.
         batch_size: clips that share a pattern under the protocol batch-table; no other result depends on it.
     """
-    rows = np.arange(len(split))
-    missing = missing_table(
-        spec,
-        split.present(),
-        split.sample_ids,
-        seed=seed,
-        epoch=EVALUATION_EPOCH,
-        batches=[rows[i : i + batch_size] for i in rows[::batch_size]],
-        modalities=model.config.modalities,
-    )
+    missing = evaluation_missing(spec, split, model.config.modalities, seed=seed, batch_size=batch_size)
     return predict(model, dataset, split, missing, seed=seed, samples=samples)
 
 

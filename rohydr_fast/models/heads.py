@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..config import OUTPUTS
 from ..errors import UsageError
-
-CLASS_COUNTS = (1, 3, 5, 7)
 
 
 class Discriminator(nn.Module):
@@ -35,8 +34,8 @@ class Classifier(nn.Module):
 
     def __init__(self, features: int, outputs: int = 1, dropout: float = 0.0):
         super().__init__()
-        if outputs not in CLASS_COUNTS:
-            raise UsageError(f"classifier: outputs must be one of {CLASS_COUNTS}, got {outputs}. 1 is regression.")
+        if outputs not in OUTPUTS:
+            raise UsageError(f"classifier: outputs must be one of {OUTPUTS}, got {outputs}. 1 is regression.")
         self.hidden = nn.Sequential(
             nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout), nn.Linear(features, features)
         )

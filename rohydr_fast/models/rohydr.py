@@ -139,7 +139,7 @@ class RoHyDR(nn.Module):
         recovered = {}
         for m, condition in conditions.items():
             if self.hddm is not None:
-                noise = self.hddm[m].noise_key(seed, sample_ids[condition.rows])
+                noise = self.hddm[m].noise_key(seed, sample_ids[condition.rows.to(sample_ids.device)])
                 x = self.hddm[m].recover(
                     condition.lengths, condition.encoded, condition.key_mask, noise, grad_steps=grad_steps
                 )

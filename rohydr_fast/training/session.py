@@ -11,7 +11,7 @@ from ..data.dataset import Dataset, Split, load
 from ..data.missing import MissingSpec, rate_note
 from ..errors import DataError, UsageError
 from ..evaluation.metrics import majority_metrics, metrics
-from ..evaluation.predict import Predictions, evaluate_split
+from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
 from ..evaluation.tables import metrics_table
 from ..modalities import MODALITIES, NAMES
 from ..ops.registry import backend as use_backend
@@ -48,7 +48,9 @@ def start(config: TrainConfig, out: Path | None) -> Result:
     spec = missing_spec(config)
     _check_runtime(config)
     dataset = load(config.data, nonfinite=config.nonfinite)
-    config.model_config(dataset)  # refuse impossible settings before anything is written
+    modalities = config.model_config(dataset).modalities
+    for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written
+        evaluation_missing(spec, split, modalities, seed=config.seed)
     name = f"{dataset.name}-{config.preset}-{spec.name}-s{config.seed}"
     run = RunDirectory.create(out, name)
     with run.lock():

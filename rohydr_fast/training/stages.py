@@ -22,6 +22,8 @@ from ..ops.philox import derive_seed
 
 GENERATOR, ADVERSARIAL, CLASSIFIER = "generator", "adversarial", "classifier"
 
+REMEDY = "Lower --lr, or use --chain-grad last-5."
+
 
 class Stage(NamedTuple):
     """One optimisation step and the objectives it adds up."""
@@ -142,7 +144,8 @@ class StageRunner:
             if not has_truth.any():
                 continue
             if self.model.hddm is not None:
-                noise = self.model.hddm[m].noise_key(seed, batch.sample_id[condition.rows][has_truth])
+                rows = condition.rows[has_truth].to(batch.sample_id.device)  # noise is keyed on the CPU
+                noise = self.model.hddm[m].noise_key(seed, batch.sample_id[rows])
                 hddm = hddm + self.model.hddm[m].eq3_loss(
                     Sequence(truth.x[has_truth], truth.lengths[has_truth]),
                     condition.encoded[has_truth],
@@ -189,13 +192,13 @@ class StageRunner:
         """Backward, clip, step; returns the gradient norm before clipping."""
         for name, value in terms.items():
             if not math.isfinite(value):
-                raise NumericsError(f"training: {name} is {value} in {place}. Lower --lr or --chain-grad last-5.")
+                raise NumericsError(f"training: {name} is {value} in {place}. {REMEDY}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
         if not math.isfinite(norm):
-            raise NumericsError(f"training: the gradient norm is {norm} in {place}. Lower --lr or --chain-grad last-5.")
+            raise NumericsError(f"training: the gradient norm is {norm} in {place}. {REMEDY}")
         optimizer.step()
         return norm
 

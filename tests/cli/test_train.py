@@ -18,12 +18,7 @@ from tests.small_data import DIMS, small_dataset
 QUICK = ["--epochs", "1", "--steps", "2", "--batch-size", "5"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tree(**changes) -> dict:
@@ -111,6 +106,27 @@ def test_a_config_file_is_read_and_flags_override_it(tmp_path, data_file, capsys
     assert "seed: 8" in stored and "lambda_c: 0.4" in stored
 
 
+@pytest.mark.parametrize(
+    ("protocol", "rows"), [(["fractions"], 8), (["batch-table", "--missing-rate", "0.7"], 1), (["mixed"], 1),
+                           (["per-modality", "--missing-rate", "a=0.5,t=0.2"], 1)]
+)  # fmt: skip
+def test_evaluate_under_every_protocol_of_training(finished, capsys, protocol, rows):
+    assert evaluate.main([str(finished), "--protocol", *protocol, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(document["rows"]) == rows
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--protocol", "per-modality"], ["--protocol", "fixed", "--missing-rate", "0.3"], ["--protocol", "x"],
+     ["--protocol", "exact", "--missing-rate", "2"], ["--samples", "0"], ["--split", "train"]],
+)  # fmt: skip
+def test_a_wrong_evaluation_is_one_sentence(finished, capsys, arguments):
+    capsys.readouterr()
+    assert evaluate.main([str(finished), *arguments]) == 2
+    assert "must" in sentence(capsys.readouterr())
+
+
 @pytest.mark.parametrize(("protocol", "rows"), [("rates", 8), ("fixed", 7), ("natural", 1)])
 def test_evaluate_every_protocol(finished, capsys, protocol, rows):
     assert evaluate.main([str(finished), "--protocol", protocol, "--samples", "2", "--json"]) == 0
@@ -172,6 +188,45 @@ def test_a_wrong_call_is_one_sentence_an_exit_code_and_nothing_written(
     assert train.main(arguments) == code
     assert words in sentence(capsys.readouterr())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--available", "v"], "available"), (["--outputs", "2"], "--outputs"), (["--steps", "9999"], "steps")],
+)
+def test_what_cannot_be_on_this_file_is_refused_before_anything_is_written(tmp_path, capsys, arguments, words):
+    path = tmp_path / "data.npz"
+    without_vision = tree()
+    for split in without_vision.values():
+        split["vision"] = np.zeros_like(split["vision"])
+    containers.write(without_vision, str(path))
+    out = tmp_path / "run"
+    assert train.main(["--data", str(path), "--out", str(out), *arguments]) == 2
+    assert words in sentence(capsys.readouterr()) and not out.exists()
+
+
+def test_a_modality_that_no_clip_has_is_left_out_and_said(tmp_path, capsys):
+    path = tmp_path / "data.npz"
+    without_vision = tree()
+    for split in without_vision.values():
+        split["vision"] = np.zeros_like(split["vision"])
+    containers.write(without_vision, str(path))
+    arguments = ["--data", str(path), "--missing-rate", "0.7", "--out", str(tmp_path / "run"), "--json", *QUICK]
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "No training clip has vision" in printed and "highest possible 0.5" in printed
+    assert json.loads(printed.splitlines()[-1])["realised_missing_rate"] == 0.5
+
+
+def test_resume_takes_no_other_setting(finished, capsys):
+    assert train.main(["--resume", str(finished), "--epochs", "9"]) == 2
+    assert "--epochs" in sentence(capsys.readouterr())
+
+
+def test_resuming_a_finished_run_prints_its_table_again(finished, capsys):
+    capsys.readouterr()
+    assert train.main(["--resume", str(finished)]) == 0
+    assert "| RoHyDR" in capsys.readouterr().out
 
 
 def bad_features() -> np.ndarray:

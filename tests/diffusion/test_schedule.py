@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rohydr_fast.diffusion.schedule import PREDICTIONS, Schedule
+from rohydr_fast.config import PREDICTIONS
+from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.errors import UsageError
 from rohydr_fast.ops.reverse_loop.reference import log_variance, reverse_step
 

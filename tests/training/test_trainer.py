@@ -20,12 +20,7 @@ from tests.small_data import small_dataset
 SETTINGS = dict(preset="tiny", epochs=2, batch_size=5, steps=2)  # 2 batches of 3 stages an epoch: 12 stages
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
