@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from rohydr_fast.config import TrainConfig
-from rohydr_fast.data.dataset import load
+from rohydr_fast.data import load
 from rohydr_fast.evaluation.metrics import metrics
 from rohydr_fast.evaluation.predict import evaluation_missing, predict
 from rohydr_fast.evaluation.recovery import recovery_quality

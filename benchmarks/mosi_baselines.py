@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rohydr_fast.data.dataset import Dataset, Split, collate, epoch_order, load
+from rohydr_fast.data import Dataset, Split, collate, epoch_order, load
 from rohydr_fast.evaluation.metrics import majority_metrics, metrics
 from rohydr_fast.evaluation.tables import aggregate, aggregate_table
 from rohydr_fast.models.extractor import Extractor

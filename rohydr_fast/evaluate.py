@@ -71,7 +71,7 @@ def _command(options) -> None:
 
 def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
     """Evaluate one run under the protocol, keep the result in its directory, return it with the notes on its data."""
-    from .data.dataset import load
+    from .data.loading import load
     from .errors import DataError
     from .evaluation.metrics import metrics
     from .evaluation.predict import evaluate_split

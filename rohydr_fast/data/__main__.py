@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from .. import cli
 from ..errors import EXIT_OK
 from . import containers, describe, mmsa
-from .dataset import Dataset, load
+from .dataset import Dataset
+from .loading import load
 
 PROG = "rohydr_fast.data"
 

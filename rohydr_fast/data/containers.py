@@ -14,12 +14,28 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, FileAccessError, UsageError
 from . import columns, npz, safe_pickle, tensorfile
-from .dataset import SUFFIXES, check_suffix
 from .mapping import FileData, open_file
 
 Flat = dict[str, np.ndarray]
+SUFFIXES = (".pkl", ".pickle", ".npz", ".safetensors")
+
+
+def check_suffix(path: str) -> str:
+    """The suffix of a data file's name.
+
+    Raises:
+        DataError: no container has this suffix.
+        FileAccessError: nor does such a file exist.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in SUFFIXES:
+        return suffix
+    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {suffix or 'no suffix'!r}"
+    remedy = "Rename it, or use the word synthetic for generated data."
+    error = DataError if Path(path).exists() else FileAccessError
+    raise error(f"{path}: {rule}. {remedy}")
 
 
 def read(path: str) -> tuple[Any, FileData]:

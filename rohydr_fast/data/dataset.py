@@ -3,20 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, FileAccessError
 from ..modalities import MODALITIES
 from .mapping import release
 from .scan import STD_FLOOR, statistics
 
 if TYPE_CHECKING:  # reading and describing data needs no torch
     import torch
-
-SUFFIXES = (".pkl", ".pickle", ".npz", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -156,44 +152,6 @@ def stable_sample_id(clip_id: str) -> int:
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch's n clips, (n,) int64: a function of n, seed and epoch only."""
     return np.random.Generator(np.random.PCG64([seed % 2**64, epoch])).permutation(n)
-
-
-def load(source: str, *, nonfinite: str = "error", seed: int = 0) -> Dataset:
-    """Load ``"synthetic"`` data or an MMSA-format file (.pkl, .npz, .safetensors) and check it.
-
-    Args:
-        source: the word synthetic, or a path.
-        nonfinite: "error" refuses NaN and infinities in features, "zero" reads them as 0. (-inf in audio is always 0.)
-        seed: of the synthetic data.
-
-    Raises:
-        DataError: the file does not hold what it must.
-        FileAccessError: it cannot be read.
-        UsageError: an unknown `nonfinite`.
-    """
-    if source == "synthetic":
-        from .synthetic import generate
-
-        return generate(seed)
-    from .mmsa import read
-
-    return read(source, nonfinite=nonfinite)[0]
-
-
-def check_suffix(path: str) -> str:
-    """The suffix of a data file's name.
-
-    Raises:
-        DataError: no container has this suffix.
-        FileAccessError: nor does such a file exist.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix in SUFFIXES:
-        return suffix
-    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {suffix or 'no suffix'!r}"
-    remedy = "Rename it, or use the word synthetic for generated data."
-    error = DataError if Path(path).exists() else FileAccessError
-    raise error(f"{path}: {rule}. {remedy}")
 
 
 def _gather(features: np.ndarray, index: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

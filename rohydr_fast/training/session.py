@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..config import TrainConfig
-from ..data.dataset import Dataset, Split, load
+from ..data.dataset import Dataset, Split
+from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
 from ..errors import DataError, UsageError
 from ..evaluation.metrics import majority_metrics, metrics

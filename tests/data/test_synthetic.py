@@ -1,12 +1,13 @@
 """The synthetic clips: repeatable, of MOSI's schema, and written like MMSA's files."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from rohydr_fast.data import containers, synthetic, tensorfile
-from rohydr_fast.data.dataset import load
+from rohydr_fast.data import containers, load, synthetic, tensorfile
 from rohydr_fast.data.synthetic import EMBEDDED, Sampler, Shape
 from rohydr_fast.data.synthetic_best import KnownBest, Population
 from rohydr_fast.errors import UsageError
@@ -233,3 +234,9 @@ def test_the_command_prints_the_table(capsys):
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert rows["{t}"]["n"] == 300
     assert synthetic.main(["--clips", "1"]) == 2
+
+
+def test_the_command_runs_without_a_warning(repo_root):
+    command = [sys.executable, "-W", "error", "-m", "rohydr_fast.data.synthetic", "--clips", "200"]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
