@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .errors import EXIT_IO, EXIT_USAGE, RohydrError, UsageError
+from .errors import EXIT_IO, EXIT_SIGINT, EXIT_USAGE, RohydrError, UsageError
 
 
 class Parser(ArgumentParser):
@@ -29,16 +29,22 @@ def run(parser: Parser, command: Callable[[Namespace], int | None], argv: Sequen
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return command(parser.parse_args(argv)) or 0
-    except RohydrError as error:
-        code, message = error.exit_code, str(error)
-    except OSError as error:
-        code, message = EXIT_IO, _file_sentence(error)
     except SystemExit as stop:  # --help, --print_config
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
-    if "--debug" in argv:
-        traceback.print_exc()
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
-    return code
+    except (RohydrError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in argv:
+            traceback.print_exception(error)
+        code, message = _code_and_sentence(error)
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return code
+
+
+def _code_and_sentence(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, RohydrError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):
+        return EXIT_IO, _file_sentence(error)
+    return EXIT_SIGINT, "interrupted."
 
 
 def print_json(document: dict) -> None:
