@@ -19,9 +19,9 @@ from rohydr_fast.data import load
 from rohydr_fast.evaluation.metrics import metrics
 from rohydr_fast.evaluation.predict import evaluation_missing, predict
 from rohydr_fast.evaluation.recovery import recovery_quality
+from rohydr_fast.training.experiment import missing_spec
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
-from rohydr_fast.training.session import missing_spec
 from rohydr_fast.training.trainer import Trainer
 
 COMBINATIONS = ("eps/nll", "eps/kl", "eps/hybrid", "v/nll", "v/kl", "v/hybrid", "x0/hybrid")

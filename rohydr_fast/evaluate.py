@@ -77,8 +77,8 @@ def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
     from .evaluation.predict import evaluate_split
     from .evaluation.protocols import protocol_rows
     from .evaluation.tables import metrics_table
+    from .training.experiment import config_from, notes, save_predictions
     from .training.run_directory import RunDirectory
-    from .training.session import config_from, notes, save_predictions
     from .training.trainer import load_model
 
     run_directory = RunDirectory.open(directory)

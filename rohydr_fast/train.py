@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
-    from .training import session
+    from .training import experiment
 
     out = Path(options.out) if options.out else None
     if options.resume:
@@ -47,7 +47,7 @@ def _command(options) -> None:
                 f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "
                 "The run directory holds them."
             )
-        results = [session.resume(Path(options.resume))]
+        results = [experiment.resume(Path(options.resume))]
     else:
         settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
         config = TrainConfig(**settings)
@@ -57,7 +57,7 @@ def _command(options) -> None:
         results = []
         for seed in seeds:
             place = out / f"seed{seed}" if out and len(seeds) > 1 else out
-            results.append(session.start(replace(config, seed=seed), place))
+            results.append(experiment.start(replace(config, seed=seed), place))
             if len(seeds) > 1:
                 print(f"seed {seed}: {results[-1].summary['run_dir']}", file=sys.stderr)
     _report(results, options.json)

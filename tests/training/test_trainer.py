@@ -10,10 +10,10 @@ import torch
 from rohydr_fast.config import TrainConfig
 from rohydr_fast.errors import EXIT_SIGINT, EXIT_SIGTERM, DataError
 from rohydr_fast.training import trainer as trainer_module
+from rohydr_fast.training.experiment import missing_spec
 from rohydr_fast.training.interrupt import Interrupted
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
-from rohydr_fast.training.session import missing_spec
 from rohydr_fast.training.trainer import Trainer, load_model
 from tests.small_data import small_dataset
 
