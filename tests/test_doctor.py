@@ -38,7 +38,7 @@ def test_text_report_shows_versions_and_reasons(capsys):
     text = capsys.readouterr().out
     assert torch.__version__ in text and rohydr_fast.__version__ in text
     assert all(f"\n{op}: " in text for op in OPS)
-    assert "the fused loop is not in it" in text
+    assert "has no Triton kernel of this operation" in text
 
 
 def test_report_survives_a_wrong_backend_variable(capsys, monkeypatch):

@@ -41,3 +41,13 @@ def test_public_names_are_listed_and_unknown_ones_refused():
 @pytest.mark.parametrize("name", ["RoHyDR", "sample", "explain", "backend"])
 def test_public_name_resolves(name):
     assert callable(getattr(rohydr_fast, name))
+
+
+def test_the_names_load_without_the_compiler_and_what_it_needs():
+    done = run_python(
+        "import sys, rohydr_fast\n"
+        "for name in rohydr_fast.__all__: getattr(rohydr_fast, name)\n"
+        "heavy = {'torch._dynamo', 'torch._inductor', 'sympy', 'triton', 'rohydr_fast._C'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 
-def test_the_python_example_runs(repo_root):
-    (code,) = re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text(), re.S)
-    code += "\nassert sentiment.shape == (4,) and sentiment.isfinite().all()\n"
+def test_the_python_examples_run_one_after_the_other(repo_root):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text(), re.S))
+    code += "\nassert sentiment.shape == (4,) and sentiment.isfinite().all()"
+    code += "\nassert x_0.shape == (8, 50, 32) and x_0.isfinite().all()\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "rohydr/box_muller.h"
+#include "noise.h"
 #include "rohydr/launch.h"
 #include "rohydr/philox.h"
 
@@ -42,8 +42,21 @@ void launch_philox_uniform_cpu(const PhiloxRequest& request, float* out) {
   });
 }
 
-void launch_philox_normal_cpu(const PhiloxRequest& request, float* out) {
-  fill(request, out, [](const PhiloxBlock& block, float (&values)[4]) { normal_block(block, values); });
+// A row whose last block is cut ends in a buffer, together with the whole blocks before it that fill a vector.
+void launch_philox_normal_cpu(const PhiloxRequest& request, NormalKernel normals, float* out) {
+  constexpr std::int64_t kBuffered = 16;  // blocks; a multiple of every kernel's vector
+  const std::int64_t blocks = philox_blocks_per_row(request.count);
+  const std::int64_t direct = request.count % 4 == 0 ? blocks : (blocks - 1) / kBuffered * kBuffered;
+  float values[4 * kBuffered];
+  for (std::int64_t sample = 0; sample < request.samples; ++sample) {
+    const std::int64_t id = request.sample_ids[sample];
+    float* row = out + sample * request.count;
+    normals(request, id, 0, direct, row);
+    if (direct < blocks) {
+      normals(request, id, direct, blocks - direct, values);
+      std::copy_n(values, request.count - 4 * direct, row + 4 * direct);
+    }
+  }
 }
 
 }  // namespace rohydr

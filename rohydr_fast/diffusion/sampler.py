@@ -1,13 +1,32 @@
 """Ancestral sampling (Eq. 2) with any denoiser of this package."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
 from ..ops import philox
-from ..ops.reverse_loop import NoiseKey, reverse_loop
+from ..ops.dispatch import constant_when_traced
+from ..ops.reverse_loop import Chain, NoiseKey, reverse_loops
 from ..ops.reverse_loop.reference import step_noise
 from .schedule import Schedule
+
+
+class SampleRequest(NamedTuple):
+    """The arguments of `sample`, which explains them."""
+
+    denoiser: torch.nn.Module
+    cond: Tensor
+    steps: int = 50
+    seed: int = 0
+    tokens: int | None = None
+    key_mask: Tensor | None = None
+    token_mask: Tensor | None = None
+    schedule: Schedule | None = None
+    prediction: str = "eps"
+    noise: NoiseKey | None = None
+    grad_steps: int | None = None
 
 
 def sample(
@@ -44,32 +63,77 @@ def sample(
         backend: see `rohydr_fast.explain`.
 
     Returns:
-        (B, T, C).
+        (B, T, C). Rows that `token_mask` leaves out hold numbers without meaning.
 
     Raises:
         UsageError: shapes or step counts that do not fit.
         BackendUnavailable: the named backend cannot run this call.
+
+    Cost: one native call on "cpp". With `torch.compile(fullgraph=True)` there is no graph break.
     """
-    batch = cond.shape[0]
+    request = SampleRequest(
+        denoiser, cond, steps, seed, tokens, key_mask, token_mask, schedule, prediction, noise, grad_steps
+    )
+    return sample_many([request], backend=backend)[0]
+
+
+def sample_many(requests: Sequence[SampleRequest], *, backend: str | None = None) -> list[Tensor]:
+    """Several independent calls of `sample` at once, for example one for each missing modality.
+
+    Args:
+        requests: the arguments of each, see `sample`; one dtype and one device for all.
+        backend: see `rohydr_fast.explain`.
+
+    Returns:
+        (B, T, C) for each request, the same numbers as `sample` gives on the same backend.
+
+    Raises:
+        UsageError: as `sample`.
+        BackendUnavailable: the named backend cannot run this call.
+
+    Cost: one native call on "cpp" for all requests.
+    """
+    return reverse_loops([_chain(request) for request in requests], backend=backend)
+
+
+def _chain(request: SampleRequest) -> Chain:
+    """x_K and everything else that a loop reads."""
+    denoiser, cond, token_mask = request.denoiser, request.cond, request.token_mask
+    noise = request.noise
     if noise is None:
-        noise = NoiseKey(seed, torch.arange(batch), 0)
-    if grad_steps is not None and grad_steps < 0:
-        raise UsageError(f"sample: grad_steps must be 0 or more, got {grad_steps}. Use None for all steps.")
-    tokens = token_mask.shape[1] if token_mask is not None else tokens or cond.shape[1]
-    table = (schedule or Schedule()).table(steps, prediction).to(cond.device)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and grad_steps != 0):
-        start = cond.new_empty(batch, tokens, denoiser.channels)
-        return reverse_loop(
+        noise = NoiseKey(request.seed, torch.arange(cond.shape[0]), 0)
+    tokens = token_mask.shape[1] if token_mask is not None else request.tokens or cond.shape[1]
+    schedule = Schedule() if request.schedule is None else request.schedule
+    timesteps, coefficients = _table(schedule, request.steps, request.prediction)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and request.grad_steps != 0):
+        start = cond.new_empty(cond.shape[0], tokens, denoiser.channels)
+        return Chain(
             step_noise(start, noise, step=0, stream=philox.Stream.START),
             denoiser.position(tokens),
-            denoiser.modulation(table.timesteps),
+            denoiser.modulation(timesteps.to(cond.device)),
             denoiser.condition_kv(cond),
             denoiser.weights(),
-            table.coefficients,
+            coefficients.to(cond.device),
             noise,
-            num_heads=denoiser.num_heads,
-            token_mask=token_mask,
-            key_mask=key_mask,
-            grad_steps=grad_steps,
-            backend=backend,
+            denoiser.num_heads,
+            token_mask,
+            request.key_mask,
+            request.grad_steps,
         )
+
+
+def _table(schedule: Schedule, steps: int, prediction: str) -> tuple[Tensor, Tensor]:
+    """The timesteps (K,) and coefficients (K, 4) of a chain."""
+    if not torch.compiler.is_compiling():
+        table = schedule.table(steps, prediction)
+        return table.timesteps, table.coefficients
+    # len(range()) makes a constant of an integer that the compiler would keep as a symbol.
+    timesteps, coefficients = _table_numbers(schedule, len(range(steps)), prediction)
+    return torch.tensor(timesteps), torch.tensor(coefficients, dtype=torch.float32)
+
+
+@constant_when_traced
+def _table_numbers(schedule: Schedule, steps: int, prediction: str) -> tuple[list, list]:
+    """The table as numbers: of a constant tensor, dynamic shapes would take K for any size that equals it."""
+    table = schedule.table(steps, prediction)
+    return table.timesteps.tolist(), table.coefficients.tolist()

@@ -5,7 +5,7 @@ visits t_1 < ... < t_K = N with alpha_eff = abar_t / abar_s, s the step before.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -75,20 +75,30 @@ class Schedule:
         mu = c_x x_t + c_p prediction, whether it predicts eps, v = sqrt(abar) eps - sqrt(1 - abar) x_0, or x_0.
         btilde = beta (1 - abar_s) / (1 - abar_t), which is 0 at the first step, is replaced there by the second's.
         """
-        if prediction not in PREDICTIONS:
-            raise UsageError(f"schedule: prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
-        t = self.timesteps(steps)
-        abar, abar_before = self.alphas_bar[t], self.alphas_bar[np.concatenate([[0], t[:-1]])]
-        alpha = abar / abar_before
-        beta = 1 - alpha
-        posterior = beta * (1 - abar_before) / (1 - abar)
-        posterior[0] = posterior[1] if steps > 1 else beta[0]
-        c_x, c_eps = 1 / np.sqrt(alpha), -beta / np.sqrt((1 - abar) * alpha)
-        if prediction == "v":  # eps = sqrt(abar) v + sqrt(1 - abar) x_t
-            c_x, c_p = c_x + c_eps * np.sqrt(1 - abar), c_eps * np.sqrt(abar)
-        elif prediction == "x0":  # eps = (x_t - sqrt(abar) x_0) / sqrt(1 - abar)
-            c_x, c_p = c_x + c_eps / np.sqrt(1 - abar), -c_eps * np.sqrt(abar / (1 - abar))
-        else:
-            c_p = c_eps
-        rows = np.stack([c_x, c_p, np.log(beta), np.log(posterior)], 1)
-        return ReverseTable(torch.from_numpy(t), torch.from_numpy(rows).float())
+        timesteps, rows = _table(self, steps, prediction)
+        return ReverseTable(torch.tensor(timesteps), torch.tensor(rows))
+
+
+@lru_cache(maxsize=64)  # every call of a sampler asks, and the answer takes longer than a small network's step
+def _table(schedule: Schedule, steps: int, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+    """`Schedule.table` as read-only arrays."""
+    if prediction not in PREDICTIONS:
+        raise UsageError(f"schedule: prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
+    t = schedule.timesteps(steps)
+    abar, abar_before = schedule.alphas_bar[t], schedule.alphas_bar[np.concatenate([[0], t[:-1]])]
+    alpha = abar / abar_before
+    beta = 1 - alpha
+    posterior = beta * (1 - abar_before) / (1 - abar)
+    posterior[0] = posterior[1] if steps > 1 else beta[0]
+    c_x, c_eps = 1 / np.sqrt(alpha), -beta / np.sqrt((1 - abar) * alpha)
+    if prediction == "v":  # eps = sqrt(abar) v + sqrt(1 - abar) x_t
+        c_x, c_p = c_x + c_eps * np.sqrt(1 - abar), c_eps * np.sqrt(abar)
+    elif prediction == "x0":  # eps = (x_t - sqrt(abar) x_0) / sqrt(1 - abar)
+        c_x, c_p = c_x + c_eps / np.sqrt(1 - abar), -c_eps * np.sqrt(abar / (1 - abar))
+    else:
+        c_p = c_eps
+    rows = np.stack([c_x, c_p, np.log(beta), np.log(posterior)], 1)
+    arrays = t, rows.astype(np.float32)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.process import DiffusionProcess
-from ..diffusion.sampler import sample
+from ..diffusion.sampler import SampleRequest
 from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
 from ..ops import philox
@@ -82,7 +82,7 @@ class HDDM(nn.Module):
         prediction, v = self.denoiser(drawn.x_t, t, encoded, token_mask=mask, key_mask=key_mask)
         return self.process.eq3_loss(drawn, prediction, v, mask)
 
-    def recover(
+    def request(
         self,
         lengths: Tensor,
         encoded: Tensor,
@@ -90,24 +90,26 @@ class HDDM(nn.Module):
         noise: NoiseKey,
         *,
         grad_steps: int | None = None,
-    ) -> Sequence:
-        """x~_m^(0) by the reverse chain from Gaussian noise, in the units of the representation.
+    ) -> SampleRequest:
+        """The reverse chain from Gaussian noise that recovers this modality (Eq. 2), for `sample_many`.
 
         Args:
             lengths: (B,) tokens to recover for each sample.
-            encoded, key_mask: the condition.
+            encoded, key_mask: the condition, (B, S, W) and (B, S).
             grad_steps: see `ops.reverse_loop`.
         """
-        mask = token_mask(lengths, int(lengths.max()))
-        x_0 = sample(
+        return SampleRequest(
             self.denoiser,
             encoded,
             key_mask=key_mask,
-            token_mask=mask,
+            token_mask=token_mask(lengths, int(lengths.max())),
             schedule=self.schedule,
             steps=self.steps,
             prediction=self.prediction,
             noise=noise,
             grad_steps=grad_steps,
         )
-        return Sequence(zero_padding(self.norm.inverse(x_0), mask), lengths)
+
+    def recovered(self, x_0: Tensor, lengths: Tensor) -> Sequence:
+        """x~_m^(0) in the units of the representation, from the chain's result (B, T, C)."""
+        return Sequence(zero_padding(self.norm.inverse(x_0), token_mask(lengths, x_0.shape[1])), lengths)

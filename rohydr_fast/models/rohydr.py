@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..diffusion.sampler import sample_many
 from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
 from .condition import ConditionEncoder
@@ -135,22 +136,31 @@ class RoHyDR(nn.Module):
     def recover(
         self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, grad_steps: int | None = None
     ) -> dict[str, Recovered]:
-        """X_rec: the reverse chain from noise, then UR (Eq. 2 and 4). `sample_ids` (B,) and `seed` key the noise."""
+        """X_rec: the reverse chain from noise, then UR (Eq. 2 and 4). `sample_ids` (B,) and `seed` key the noise.
+
+        The chains of all modalities are one call.
+        """
         recovered = {}
-        for m, condition in conditions.items():
-            if self.hddm is not None:
-                noise = self.hddm[m].noise_key(seed, sample_ids[condition.rows.to(sample_ids.device)])
-                x = self.hddm[m].recover(
-                    condition.lengths, condition.encoded, condition.key_mask, noise, grad_steps=grad_steps
-                )
-            else:  # Table 3 without HDDM: the representation is filled with zeros
-                like = self.classifier.out.weight
-                x = Sequence(
-                    like.new_zeros(len(condition.rows), int(condition.lengths.max()), self.config.channels),
-                    condition.lengths,
-                )
-            recovered[m] = Recovered(condition.rows, self.ur[m](x) if self.ur is not None else x)
+        for m, x in self._generate(conditions, sample_ids, seed, grad_steps).items():
+            recovered[m] = Recovered(conditions[m].rows, self.ur[m](x) if self.ur is not None else x)
         return recovered
+
+    def _generate(
+        self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
+    ) -> Sequences:
+        """x~_m^(0) of every missing modality; without HDDM (Table 3) the representation is filled with zeros."""
+        if self.hddm is None:
+            like, channels = self.classifier.out.weight, self.config.channels
+            return {
+                m: Sequence(like.new_zeros(len(c.rows), int(c.lengths.max()), channels), c.lengths)
+                for m, c in conditions.items()
+            }
+        requests = []
+        for m, c in conditions.items():
+            noise = self.hddm[m].noise_key(seed, sample_ids[c.rows.to(sample_ids.device)])
+            requests.append(self.hddm[m].request(c.lengths, c.encoded, c.key_mask, noise, grad_steps=grad_steps))
+        drawn = zip(conditions.items(), sample_many(requests), strict=True)
+        return {m: self.hddm[m].recovered(x_0, c.lengths) for (m, c), x_0 in drawn}
 
     def complete(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Sequences:
         """X_Mrec = X_avail + X_rec: the recovered rows replace whatever stood in a missing modality's rows."""

@@ -1,63 +1,59 @@
-"""Checks of shape, dtype and device that every backend of an op relies on; each failure is one sentence."""
+"""Checks of shape, dtype and device that every backend of an op relies on; each failure is one sentence.
 
+They run in front of every call: a message is made only for a call that fails.
+"""
+
+import math
+from typing import NoReturn
+
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import UsageError
 
+SEED_END = 2**64
+SAMPLE_ID_END = 2**48
+MODALITY_END = 2**8
 
-def require(condition: bool, op: str, argument: str, rule: str, got: object, advice: str) -> None:
-    """Raise `UsageError` in the house form unless `condition` holds."""
-    if not condition:
-        raise UsageError(f"{op}: {argument} must {rule}, got {got}. {advice}")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_SEE = "See the op's docstring for the letters."
+
+
+def fail(op: str, argument: str, rule: str, got: object, advice: str) -> NoReturn:
+    """Raise `UsageError` in the house form."""
+    raise UsageError(f"{op}: {argument} must {rule}, got {got}. {advice}")
 
 
 def check_heads(op: str, width: int, num_heads: int) -> None:
     """The width must divide into the heads."""
-    require(
-        num_heads >= 1 and width % num_heads == 0,
-        op,
-        "num_heads",
-        f"divide the width {width}",
-        num_heads,
-        "Choose a width that is a multiple of the number of heads.",
-    )
+    if num_heads < 1 or width % num_heads != 0:
+        advice = "Choose a width that is a multiple of the number of heads."
+        fail(op, "num_heads", f"divide the width {width}", num_heads, advice)
 
 
 def check_like(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
     """`tensor` must have `shape` (None is any size), and the dtype and device of `like`."""
-    fits = tensor.dim() == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape, strict=True))
-    wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-    require(fits, op, argument, f"have shape {wanted}", tuple(tensor.shape), "See the op's docstring for the letters.")
-    require(
-        tensor.dtype == like.dtype and tensor.device == like.device,
-        op,
-        argument,
-        f"be {like.dtype} on {like.device}",
-        f"{tensor.dtype} on {tensor.device}",
-        "Convert it with .to().",
-    )
+    _check_shape(op, argument, tensor, shape)
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        got = f"{tensor.dtype} on {tensor.device}"
+        fail(op, argument, f"be {like.dtype} on {like.device}", got, "Convert it with .to().")
 
 
 def check_mask(op: str, argument: str, mask: Tensor | None, shape: tuple[int, int], like: Tensor) -> None:
     """A mask is None or a bool tensor of `shape` on the device of `like`."""
     if mask is None:
         return
-    require(
-        mask.dtype.is_floating_point is False and str(mask.dtype) == "torch.bool" and tuple(mask.shape) == shape,
-        op,
-        argument,
-        f"be bool with shape {shape}",
-        f"{mask.dtype} with shape {tuple(mask.shape)}",
-        "True marks what exists.",
-    )
-    require(mask.device == like.device, op, argument, f"be on {like.device}", mask.device, "Move it with .to().")
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        got = f"{mask.dtype} with shape {tuple(mask.shape)}"
+        fail(op, argument, f"be bool with shape {shape}", got, "True marks what exists.")
+    if mask.device != like.device:
+        fail(op, argument, f"be on {like.device}", mask.device, "Move it with .to().")
 
 
 def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_mask: Tensor | None) -> None:
     """Queries (B, T, W), keys and values (B, S, W), S >= 1, mask (B, S)."""
-    require(
-        q.dim() == 3 and q.is_floating_point(), op, "q", "be (B, T, W) of a float dtype", _what(q), "Add a dimension."
-    )
+    _check_float(op, "q", q, "(B, T, W)")
     batch, _, width = q.shape
     check_heads(op, width, num_heads)
     check_like(op, "k", k, (batch, None, width), q)
@@ -66,50 +62,140 @@ def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor, num_heads: int, ke
     check_mask(op, "key_mask", key_mask, (batch, k.shape[1]), q)
 
 
-def check_block(
-    op: str, x: Tensor, cond_kv: Tensor, num_heads: int, token_mask: Tensor | None, key_mask: Tensor | None
-) -> None:
-    """Tokens (B, T, W), condition (2, B, S, W), S >= 1, masks (B, T) and (B, S)."""
-    require(
-        x.dim() == 3 and x.is_floating_point(), op, "x", "be (B, T, W) of a float dtype", _what(x), "Add a dimension."
-    )
+def check_block(op, x, modulation, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
+    """Tokens (B, T, W), modulation (9, W) or (B, 9, W), condition (2, B, S, W), S >= 1, masks (B, T) and (B, S)."""
+    _check_float(op, "x", x, "(B, T, W)")
     batch, tokens, width = x.shape
     check_heads(op, width, num_heads)
+    rows = (modulation.shape[0] if modulation.shape[0] == 1 else batch,) if modulation.dim() == 3 else ()
+    check_like(op, "modulation", modulation, (*rows, 9, width), x)
     check_like(op, "cond_kv", cond_kv, (2, batch, None, width), x)
     _check_keys(op, cond_kv.shape[2])
+    _check_block_weights(op, "weights", weights, width, x)
     check_mask(op, "token_mask", token_mask, (batch, tokens), x)
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[2]), x)
 
 
-def check_loop(op, x, position, modulation, cond_kv, coefficients, num_heads, token_mask, key_mask) -> None:
-    """x (B, T, C), cond_kv (L, 2, B, S, W), position (T, W), tables with the same number K >= 1 of rows."""
-    require(
-        x.dim() == 3 and x.is_floating_point(), op, "x", "be (B, T, C) of a float dtype", _what(x), "Add a dimension."
-    )
-    require(cond_kv.dim() == 5, op, "cond_kv", "be (L, 2, B, S, W)", _what(cond_kv), "Stack the blocks' K and V.")
-    batch, tokens, _ = x.shape
-    layers, width, steps = cond_kv.shape[0], cond_kv.shape[-1], len(coefficients)
-    require(steps >= 1, op, "coefficients", "have at least one step", steps, "Use Schedule.table(K) with K >= 1.")
-    check_heads(op, width, num_heads)
+def check_chain(op: str, chain) -> None:
+    """What `reference.reverse_loop` says of its arguments, `chain` a `reference.Chain`."""
+    x, cond_kv, modulation, weights = chain.x, chain.cond_kv, chain.modulation, chain.weights
+    _check_float(op, "x", x, "(B, T, C)")
+    if cond_kv.dim() != 5:
+        fail(op, "cond_kv", "be (L, 2, B, S, W)", _what(cond_kv), "Stack the blocks' K and V.")
+    batch, tokens, channels = x.shape
+    layers, width = cond_kv.shape[0], cond_kv.shape[4]
+    steps = _check_coefficients(op, chain.coefficients)
+    check_heads(op, width, chain.num_heads)
     check_like(op, "cond_kv", cond_kv, (layers, 2, batch, None, width), x)
     _check_keys(op, cond_kv.shape[3])
-    check_like(op, "position", position, (tokens, width), x)
+    check_like(op, "position", chain.position, (tokens, width), x)
     check_like(op, "modulation.blocks", modulation.blocks, (steps, layers, 9, width), x)
     check_like(op, "modulation.final", modulation.final, (steps, 2, width), x)
-    require(
-        tuple(coefficients.shape) == (steps, 4) and bool(coefficients.isfinite().all()),
-        op,
-        "coefficients",
-        f"be ({steps}, 4) and finite",
-        _what(coefficients),
-        "Use Schedule.table.",
-    )
-    check_mask(op, "token_mask", token_mask, (batch, tokens), x)
-    check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[3]), x)
+    _check_denoiser_weights(op, weights, layers, width, channels, x)
+    _check_noise(op, chain.noise, batch)
+    check_mask(op, "token_mask", chain.token_mask, (batch, tokens), x)
+    check_mask(op, "key_mask", chain.key_mask, (batch, cond_kv.shape[3]), x)
+    if chain.grad_steps is not None and chain.grad_steps < 0:
+        fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
+
+
+def _check_shape(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    if tensor.dim() == len(shape) and all([b is None or a == b for a, b in zip(tensor.shape, shape, strict=True)]):
+        return
+    sizes = ["any" if size is None else str(size) for size in shape]
+    wanted = f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+    fail(op, argument, f"have shape {wanted}", tuple(tensor.shape), _SEE)
+
+
+def _check_float(op: str, argument: str, tensor: Tensor, letters: str) -> None:
+    if tensor.dim() != 3 or not tensor.is_floating_point():
+        fail(op, argument, f"be {letters} of a float dtype", _what(tensor), "Add a dimension, or convert it.")
 
 
 def _check_keys(op: str, keys: int) -> None:
-    require(keys >= 1, op, "the condition", "have at least one key", keys, "Give it at least one available modality.")
+    if keys < 1:
+        fail(op, "the condition", "have at least one key", keys, "Give it at least one available modality.")
+
+
+def _check_block_weights(op: str, argument: str, weights, width: int, like: Tensor) -> None:
+    """The 12 of a `BlockWeights`; the hidden width of the MLP is what its first bias says."""
+    shapes = _block_shapes(width, weights.fc1_bias)
+    if not _fit(weights, shapes, like):
+        _name_wrong_weight(op, argument, weights._fields, weights, shapes, like)
+
+
+def _check_denoiser_weights(op: str, weights, layers: int, width: int, channels: int, like: Tensor) -> None:
+    """The 4 + 12 L of a `DenoiserWeights`; all blocks have the hidden width of the first."""
+    if len(weights.blocks) != layers:
+        advice = "cond_kv must have one entry for each block."
+        fail(op, "weights.blocks", f"hold {layers} blocks, as many as cond_kv", len(weights.blocks), advice)
+    shapes = _block_shapes(width, weights.blocks[0].fc1_bias) if layers else []
+    ends = [(width, channels), (width,), (2 * channels, width), (2 * channels,)]
+    if _fit(weights.tensors(), ends[:2] + shapes * layers + ends[2:], like):
+        return
+    names = ("in_weight", "in_bias", "out_weight", "out_bias")
+    _name_wrong_weight(op, "weights", names, [getattr(weights, name) for name in names], ends, like)
+    for i, block in enumerate(weights.blocks):
+        _name_wrong_weight(op, f"weights.blocks[{i}]", block._fields, block, shapes, like)
+
+
+def _block_shapes(width: int, fc1_bias: Tensor) -> list[tuple[int | None, ...]]:
+    hidden = fc1_bias.shape[0] if fc1_bias.dim() == 1 else None
+    square, row = (width, width), (width,)
+    attention = [(3 * width, width), (3 * width,), square, row, square, row, square, row]
+    return [*attention, (hidden, width), (hidden,), (width, hidden), row]
+
+
+def _fit(weights, shapes, like: Tensor) -> bool:
+    """Whether there is nothing for `_name_wrong_weight` to find: lists compared as a whole, for some 76 parameters."""
+    dtypes = [weight.dtype for weight in weights]
+    known = dtypes.count(like.dtype) + (dtypes.count(torch.bfloat16) if like.dtype != torch.bfloat16 else 0)
+    there = [weight.device for weight in weights].count(like.device)
+    return [weight.shape for weight in weights] == shapes and known == there == len(shapes)
+
+
+def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Tensor) -> None:
+    """Parameters may be bfloat16, which is widened, whatever the dtype of `like`."""
+    for name, weight, shape in zip(names, weights, shapes, strict=True):
+        _check_shape(op, f"{argument}.{name}", weight, shape)
+        if weight.dtype not in (like.dtype, torch.bfloat16) or weight.device != like.device:
+            also = "" if like.dtype == torch.bfloat16 else " or torch.bfloat16"
+            got = f"{weight.dtype} on {weight.device}"
+            fail(op, f"{argument}.{name}", f"be {like.dtype}{also} on {like.device}", got, "Convert it with .to().")
+
+
+def _check_coefficients(op: str, coefficients: Tensor) -> int:
+    """The number of steps K >= 1 of a finite table (K, 4)."""
+    advice = "Use Schedule.table(K) with K >= 1."
+    if coefficients.dim() != 2 or coefficients.shape[1] != 4 or not coefficients.is_floating_point():
+        fail(op, "coefficients", "be (K, 4) of a float dtype", _what(coefficients), advice)
+    if coefficients.shape[0] < 1:
+        fail(op, "coefficients", "have at least one step", coefficients.shape[0], advice)
+    # A compiled graph cannot ask for values; the native core does, and the reference then shows NaN.
+    # The sum is finite when all are, but for an overflow, and costs a quarter of the exact question.
+    if torch.compiler.is_compiling() or math.isfinite(coefficients.sum().item()):
+        return coefficients.shape[0]
+    if not bool(coefficients.isfinite().all()):
+        row = int((~coefficients.isfinite()).any(1).nonzero()[0, 0])
+        fail(op, "coefficients", "be finite", f"{coefficients[row].tolist()} in row {row}", "Use Schedule.table.")
+    return coefficients.shape[0]
+
+
+def _check_noise(op: str, noise, batch: int) -> None:
+    """A `NoiseKey` for `batch` samples."""
+    ids = noise.sample_ids
+    if not isinstance(ids, Tensor) or ids.dtype not in _INTEGERS or tuple(ids.shape) != (batch,):
+        got = _what(ids) if isinstance(ids, Tensor) else type(ids).__name__
+        fail(op, "noise.sample_ids", f"be an integer tensor ({batch},)", got, "Give one id for each sample of x.")
+    if not torch.compiler.is_compiling() and batch:
+        low, high = ids.min().item(), ids.max().item()
+        if low < 0 or high >= SAMPLE_ID_END:
+            got = low if low < 0 else high
+            fail(op, "noise.sample_ids", f"be in [0, {SAMPLE_ID_END - 1}]", got, "Use data.dataset.stable_sample_id.")
+    for name, value, end in (("seed", noise.seed, SEED_END), ("modality", noise.modality, MODALITY_END)):
+        if not isinstance(value, (int, np.integer)) or not 0 <= value < end:
+            advice = "Choose one in that range."
+            fail(op, f"noise.{name}", f"be an integer in [0, {end - 1}]", repr(value), advice)
 
 
 def _what(tensor: Tensor) -> str:

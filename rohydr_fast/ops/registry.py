@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from .. import __version__, _native
 from ..errors import BackendUnavailable, RohydrError, UsageError
+from . import support
+from .support import Verdict
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 OPS = ("philox", "cross_attention", "denoiser_block", "reverse_loop")
 VARIABLE = "ROHYDR_FAST_BACKEND"
 
 _context: ContextVar[str | None] = ContextVar("rohydr_fast_backend", default=None)
-
-Verdict = tuple[bool, str]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,14 @@ class Record:
     op: str
     backend: str
     usable: Callable[..., Verdict]
-    """Called with the facts of a call (`device`, ...) or with none; returns (usable, reason as a sentence)."""
+    """Called with the facts of a call or with none, see `support`; returns (usable, reason as a sentence)."""
+
+    def verdict(self, **call) -> Verdict:
+        """`usable`, with a wrong setting of the environment as the reason of a refusal."""
+        try:
+            return self.usable(**call)
+        except UsageError as error:
+            return False, str(error)
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,16 @@ def select(op: str, backend: str | None = "auto", **call) -> str:
         op: one of `OPS`.
         backend: a name, which must be usable; "auto" or None leave the choice to the context manager, then to
             ROHYDR_FAST_BACKEND, then to the first usable one of the operation's order of preference.
-        call: facts of the call, handed to the predicates. `device` ("cpu" by default) is the type of its tensors.
+        call: facts of the call, handed to the predicates: `device` ("cpu" by default) is the type of its tensors,
+            `dtype` theirs, `needs_grad` whether a gradient is wanted; see `support`. The more facts, the surer the
+            answer: without any it says what the best call could take.
 
     "philox" is infrastructure: it gives the same integers on every backend, and every other operation needs it. So a
     backend named by the context manager or the variable that cannot serve it stands for the best usable one there;
     named as an argument it must be usable.
 
     Raises:
-        UsageError: no such operation or backend.
+        UsageError: no such operation or backend, or ROHYDR_FAST_CPU names an instruction set that is not usable.
         BackendUnavailable: the named backend cannot run; the message holds the reason and the usable ones.
     """
     _check_op(op)
@@ -97,7 +105,7 @@ def select(op: str, backend: str | None = "auto", **call) -> str:
         return name
     if op == "philox" and source != "argument":
         return _best(op, call)
-    others = ", ".join(repr(other) for other in BACKENDS if _RECORDS[op, other].usable(**call)[0])
+    others = ", ".join(repr(other) for other in BACKENDS if _RECORDS[op, other].verdict(**call)[0])
     raise BackendUnavailable(
         f"{op}: {_SOURCES[source]} must be usable, got {name!r}, which is not: {reason.rstrip('.')}. "
         f"Usable: {others}, or 'auto'."
@@ -111,7 +119,7 @@ def explain(op: str) -> Explanation:
         UsageError: no such operation.
     """
     _check_op(op)
-    rows = tuple((name, *_RECORDS[op, name].usable()) for name in BACKENDS)
+    rows = tuple((name, *_RECORDS[op, name].verdict()) for name in BACKENDS)
     try:
         name, source = _named(None)
         selected = select(op, None)
@@ -151,47 +159,13 @@ def _best(op: str, call: dict) -> str:
     return next(name for name in order if _RECORDS[op, name].usable(**call)[0])
 
 
-def _reference(**call) -> Verdict:
-    return True, "the reference runs everywhere"
-
-
-def _native_core(**call) -> Verdict:
-    return _native.status()
-
-
-def _not_fused(**call) -> Verdict:
-    return False, "the native core of this version holds the noise only; the fused loop is not in it"
-
-
-def _no_triton(**call) -> Verdict:
-    return False, f"version {__version__} has no Triton kernel of this operation"
-
-
-def _no_cuda(**call) -> Verdict:
-    return False, f"version {__version__} has no CUDA kernel of this operation"
-
-
-def _philox_cuda(**call) -> Verdict:
-    usable, reason = _native.status()
-    if not usable:
-        return False, reason
-    core = _native.load()
-    if not core.build_info()["cuda"]:
-        why = _native.build_info().get("cuda_reason", "no reason was recorded")
-        return False, f"the native core was built without CUDA ({why})"
-    if core.cuda_device_count() == 0:
-        return False, "this machine shows no CUDA device"
-    import torch
-
-    if not torch.cuda.is_available():
-        return False, f"torch {torch.__version__} cannot use the CUDA device"
-    return True, f"the native core was built with CUDA {core.build_info()['cuda_version']}"
-
-
-_PREDICATES = {"reference": _reference, "cpp": _not_fused, "triton": _no_triton, "cuda": _no_cuda}
-_PHILOX_PREDICATES = {**_PREDICATES, "cpp": _native_core, "cuda": _philox_cuda}
+_FUSED = {
+    "reference": support.reference,
+    "cpp": support.native_fused,
+    "triton": support.no_triton,
+    "cuda": support.no_cuda,
+}
+_PHILOX = {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda}
 _RECORDS = {
-    (op, name): Record(op, name, (_PHILOX_PREDICATES if op == "philox" else _PREDICATES)[name])
-    for op in OPS
-    for name in BACKENDS
+    (op, name): Record(op, name, (_PHILOX if op == "philox" else _FUSED)[name]) for op in OPS for name in BACKENDS
 }

@@ -108,14 +108,14 @@ def notes(dataset: Dataset, spec: MissingSpec) -> tuple[str, ...]:
 
 
 def _check_runtime(config: TrainConfig) -> None:
-    select("reverse_loop", config.backend)
     try:
-        torch.empty(0, device=config.device)
+        device = torch.empty(0, device=config.device).device.type
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"--device: must be a device of this machine, got {config.device!r} ({reason}). Use --device cpu."
         ) from None
+    select("reverse_loop", config.backend, device=device, needs_grad=config.grad_steps() != 0)
 
 
 def _train(trainer: Trainer) -> Result:

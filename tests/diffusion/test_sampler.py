@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from rohydr_fast.diffusion.sampler import sample
+from rohydr_fast import backend as use_backend
+from rohydr_fast.diffusion.sampler import SampleRequest, sample, sample_many
 from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.errors import UsageError
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.ops import philox
 from rohydr_fast.ops.reverse_loop import NoiseKey
 from rohydr_fast.ops.reverse_loop.reference import reverse_step, step_noise
+from tests.native_spy import needs_core, spy_on_core
+
+BACKENDS = ["reference", pytest.param("cpp", marks=needs_core)]
 
 
 def make_denoiser(seed: int = 0, dtype=torch.float32) -> Denoiser:
@@ -125,22 +129,70 @@ def test_each_step_equals_diffusers_ddpm_with_learned_range(steps, tables, toler
         x = theirs
 
 
-def test_a_sample_does_not_depend_on_its_batch_or_on_padding():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sample_does_not_depend_on_its_batch_or_on_padding(backend):
     cond, key_mask, token_mask, noise = chain_inputs()
-    denoiser = make_denoiser(dtype=torch.float64)
-    whole = sample(denoiser, cond, key_mask=key_mask, token_mask=token_mask, steps=5, noise=noise)
-    alone = sample(
-        denoiser, cond[2:, 4:], token_mask=token_mask[2:, :3], steps=5, noise=NoiseKey(11, noise.sample_ids[2:], 2)
-    )
+    denoiser = make_denoiser(dtype=torch.float64).requires_grad_(False)
+    with use_backend(backend):
+        whole = sample(denoiser, cond, key_mask=key_mask, token_mask=token_mask, steps=5, noise=noise)
+        alone = sample(
+            denoiser, cond[2:, 4:], token_mask=token_mask[2:, :3], steps=5, noise=NoiseKey(11, noise.sample_ids[2:], 2)
+        )
     torch.testing.assert_close(alone[0], whole[2, :3], rtol=1e-9, atol=1e-9)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
-    cond, denoiser = torch.zeros(2, 3, 16), make_denoiser()
-    first = sample(denoiser, cond, steps=4, seed=5)
-    assert torch.equal(first, sample(denoiser, cond, steps=4, seed=5))
-    assert not torch.equal(first, sample(denoiser, cond, steps=4, seed=6))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(backend):
+    cond, denoiser = torch.zeros(2, 3, 16), make_denoiser().requires_grad_(False)
+    first = sample(denoiser, cond, steps=4, seed=5, backend=backend)
+    assert torch.equal(first, sample(denoiser, cond, steps=4, seed=5, backend=backend))
+    assert not torch.equal(first, sample(denoiser, cond, steps=4, seed=6, backend=backend))
     assert not torch.equal(first[0], first[1])
+
+
+@needs_core
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_native_chain_is_that_of_the_reference(dtype, bound, prediction, monkeypatch):
+    calls = spy_on_core(monkeypatch)
+    cond, key_mask, token_mask, noise = chain_inputs(dtype)
+    denoiser = make_denoiser(dtype=dtype).requires_grad_(False)
+    options = dict(key_mask=key_mask, token_mask=token_mask, steps=7, prediction=prediction, noise=noise)
+    found = sample(denoiser, cond, **options, backend="cpp")
+    assert len(calls) == 1
+    expected = sample(denoiser, cond, **options, backend="reference")
+    assert len(calls) == 1
+    difference = (found - expected)[token_mask].abs().max() / expected[token_mask].abs().max()
+    assert difference <= bound and not found[~token_mask].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_requests_are_one_call_with_the_numbers_of_each_alone(backend, monkeypatch):
+    cond, key_mask, token_mask, noise = chain_inputs(torch.float32)
+    first, second = (make_denoiser(seed).requires_grad_(False) for seed in (0, 1))
+    requests = [
+        SampleRequest(first, cond, key_mask=key_mask, token_mask=token_mask, steps=5, noise=noise),
+        SampleRequest(second, cond[:1], tokens=9, steps=3, seed=4, prediction="v", schedule=Schedule(500)),
+    ]
+    calls = spy_on_core(monkeypatch) if backend == "cpp" else None
+    together = sample_many(requests, backend=backend)
+    assert calls is None or [call.chains for call in calls] == [2]
+    for request, found in zip(requests, together, strict=True):
+        alone = sample(**request._asdict(), backend=backend)
+        assert torch.equal(alone, found)
+    assert sample_many([]) == []
+
+
+def test_a_request_without_gradient_beside_one_with():
+    cond, key_mask, token_mask, noise = chain_inputs(torch.float32)
+    request = SampleRequest(make_denoiser(), cond, token_mask=token_mask, steps=3, noise=noise)
+    without, full = sample_many([request._replace(grad_steps=0), request])
+    assert not without.requires_grad and full.requires_grad and torch.equal(without, full)
+
+
+def test_negative_grad_steps_are_refused():
+    with pytest.raises(UsageError, match="grad_steps must be 0 or more, got -1. Use None for all steps"):
+        sample(make_denoiser(), torch.zeros(1, 3, 16), steps=2, grad_steps=-1)
 
 
 def test_more_steps_than_the_schedule_has_are_refused():

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from rohydr_fast import backend
 from rohydr_fast.config import ModelConfig
-from rohydr_fast.errors import DataError, UsageError
+from rohydr_fast.errors import BackendUnavailable, DataError, UsageError
 from rohydr_fast.models.rohydr import PARTS, RoHyDR
+from tests.native_spy import needs_core, spy_on_core
 from tests.small_model import DIMS, small_config
 
 MISSING = torch.tensor([[True, False, False], [False, True, True], [False, False, False], [True, True, False]])
@@ -55,8 +57,40 @@ def test_noise_depends_on_the_seed_and_the_sample_only_where_something_is_missin
 
 def test_nothing_missing_runs_no_chain(model, batch, monkeypatch):
     x, lengths, ids = batch
-    monkeypatch.setattr(type(model.hddm["a"]), "recover", lambda *a, **k: pytest.fail("a chain was run"))
+    monkeypatch.setattr(type(model.hddm["a"]), "request", lambda *a, **k: pytest.fail("a chain was asked for"))
     model(x, lengths, torch.zeros(4, 3, dtype=torch.bool), ids)
+
+
+@needs_core
+def test_all_missing_modalities_are_recovered_by_one_native_call(model, batch, monkeypatch):
+    x, lengths, ids = batch
+    calls = spy_on_core(monkeypatch)
+    with torch.no_grad():
+        found = model(x, lengths, MISSING, ids)
+        assert [(call.op, call.chains) for call in calls] == [("reverse_loop", 3)]
+        model(x, lengths, torch.tensor([[True, False, False]] * 4), ids)
+        assert [call.chains for call in calls] == [3, 1]
+        with backend("reference"):
+            expected = model(x, lengths, MISSING, ids)
+    assert len(calls) == 2
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_core
+def test_recovering_with_a_gradient_takes_the_reference_and_without_one_the_core(model, batch, monkeypatch):
+    x, lengths, ids = batch
+    calls = spy_on_core(monkeypatch)
+    for grad_steps, native in ((None, 0), (1, 0), (0, 1)):
+        conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
+        recovered = model.recover(conditions, ids, seed=0, grad_steps=grad_steps)
+        assert len(calls) == native
+        loss = sum(part.x.x.square().sum() for part in recovered.values())
+        model.zero_grad()
+        loss.backward()  # through UR in any case
+        chain_has_gradient = model.hddm["a"].denoiser.out.weight.grad is not None
+        assert chain_has_gradient == (native == 0)
+    with backend("cpp"), pytest.raises(BackendUnavailable, match="no backward pass yet"):
+        model.recover(conditions, ids, seed=0)
 
 
 def test_a_missing_modality_takes_the_length_of_its_aligned_partner(batch):

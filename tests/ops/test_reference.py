@@ -135,8 +135,8 @@ def test_a_wrong_argument_is_named(changes, words):
 
 def test_a_backend_that_cannot_run_is_an_error_by_argument_and_by_context():
     q = torch.zeros(1, 2, 4)
-    with pytest.raises(BackendUnavailable, match="cpp"):
-        cross_attention(q, q, q, num_heads=2, backend="cpp")
+    with pytest.raises(BackendUnavailable, match="cuda"):
+        cross_attention(q, q, q, num_heads=2, backend="cuda")
     with backend("triton"), pytest.raises(BackendUnavailable, match="triton"):
         cross_attention(q, q, q, num_heads=2)
     assert cross_attention(q, q, q, num_heads=2, backend="reference").shape == (1, 2, 4)

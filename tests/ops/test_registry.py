@@ -8,13 +8,16 @@ from rohydr_fast import _native
 from rohydr_fast.errors import BackendUnavailable, UsageError
 from rohydr_fast.ops import philox
 from rohydr_fast.ops.registry import BACKENDS, OPS, VARIABLE, backend, explain, select
+from tests.native_spy import needs_core
 
 FUSED = [op for op in OPS if op != "philox"]
+BEST = "cpp" if _native.status()[0] else "reference"
 
 
 @pytest.fixture(autouse=True)
 def no_variable(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv("ROHYDR_FAST_CPU", raising=False)
 
 
 @pytest.fixture
@@ -42,26 +45,77 @@ def test_every_backend_has_a_verdict_with_a_reason_and_select_agrees(op):
             assert reason.rstrip(".") in message and "'reference'" in message and ".." not in message
 
 
-@pytest.mark.parametrize("op", FUSED)
-def test_only_the_reference_runs_the_fused_operations(op):
-    assert [name for name, usable, _ in explain(op) if usable] == ["reference"]
-    assert select(op) == select(op, None) == "reference"
+@pytest.mark.parametrize("op", OPS)
+def test_the_core_is_taken_where_it_is_built(op):
+    assert select(op) == select(op, None) == BEST
+    assert [name for name, usable, _ in explain(op) if usable][:2] == ["reference", "cpp"][: 1 + (BEST == "cpp")]
 
 
-def test_noise_is_native_where_the_core_is_built():
-    assert select("philox") == ("cpp" if _native.status()[0] else "reference")
+@needs_core
+@pytest.mark.parametrize("op", OPS)
+def test_the_reason_of_the_core_names_its_compiler_and_instruction_set(op):
+    reason = dict((name, why) for name, _, why in explain(op))["cpp"]
+    core = _native.load()
+    expected = f"the native core is loaded ({core.build_info()['compiler']}), instruction set {core.cpu_isa()}"
+    assert reason == expected and core.cpu_isa() in core.cpu_isas()
 
 
 @pytest.mark.usefixtures("no_native_core")
-def test_noise_falls_to_the_reference_without_the_core_and_a_named_core_is_refused():
-    assert select("philox") == "reference"
-    with pytest.raises(BackendUnavailable, match=r"the native core is not built\. Usable"):
-        select("philox", "cpp")
+@pytest.mark.parametrize("op", OPS)
+def test_without_the_core_the_reference_runs_and_a_named_core_is_refused(op):
+    assert select(op) == select(op, device="cpu", needs_grad=False) == "reference"
+    with pytest.raises(BackendUnavailable, match=r"the native core is not built\. Usable: 'reference', or 'auto'"):
+        select(op, "cpp")
+
+
+CANNOT = [
+    (dict(device="cuda"), "runs tensors on the CPU, and these are on cuda"),
+    (dict(device="meta"), "runs tensors on the CPU, and these are on meta"),
+    (dict(dtype="bfloat16"), "computes float32 and float64, and these are bfloat16"),
+    (dict(dtype="float16"), "computes float32 and float64, and these are float16"),
+    (dict(needs_grad=True), "has no backward pass yet; gradients need the reference"),
+    (dict(transformed=True), "does not run inside torch.func transforms"),
+]
+
+
+@needs_core
+@pytest.mark.parametrize("op", FUSED)
+@pytest.mark.parametrize(("facts", "reason"), CANNOT, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_what_the_core_cannot_do_goes_to_the_reference_and_is_refused_by_name(op, facts, reason):
+    assert select(op, **facts) == "reference"
+    with pytest.raises(BackendUnavailable, match=f"which is not: the native core {reason}.* Usable: 'reference'"):
+        select(op, "cpp", **facts)
+    with backend("cpp"), pytest.raises(BackendUnavailable, match=reason):
+        select(op, **facts)
+
+
+@needs_core
+@pytest.mark.parametrize("op", FUSED)
+def test_what_the_core_can_do_it_does(op):
+    for dtype in ("float32", "torch.float64"):
+        assert select(op, device="cpu", dtype=dtype, needs_grad=False, transformed=False) == "cpp"
+
+
+@needs_core
+@pytest.mark.parametrize("op", OPS)
+def test_a_wrong_instruction_set_in_the_variable_is_an_error_and_not_a_slow_run(op, monkeypatch):
+    monkeypatch.setenv("ROHYDR_FAST_CPU", "sse9")
+    for name in ("auto", "cpp"):
+        with pytest.raises(UsageError, match="ROHYDR_FAST_CPU: must be one of .*portable.*, got 'sse9'"):
+            select(op, name)
+    explanation = explain(op)
+    assert explanation.selected is None and "'sse9'" in explanation.how
+    assert [row for row in explanation if row[0] == "cpp"][0][1:2] == (False,)
+    assert select(op, "reference") == "reference"
+    with pytest.raises(BackendUnavailable, match="Triton"):
+        select(op, "triton")
+    monkeypatch.setenv("ROHYDR_FAST_CPU", "portable")
+    assert select(op) == "cpp" and "instruction set portable" in str(explain(op))
 
 
 @pytest.mark.parametrize("op", FUSED)
 def test_a_context_or_variable_that_cannot_serve_raises(op, monkeypatch):
-    with backend("cpp"), pytest.raises(BackendUnavailable, match="the fused loop is not in it"):
+    with backend("cuda"), pytest.raises(BackendUnavailable, match="has no CUDA kernel"):
         select(op)
     monkeypatch.setenv(VARIABLE, "triton")
     with pytest.raises(BackendUnavailable, match=f"{op}: {VARIABLE} must be usable, got 'triton'"):
@@ -90,21 +144,21 @@ def test_precedence_argument_then_context_then_variable(monkeypatch):
         with pytest.raises(BackendUnavailable, match="Triton"):
             select("reverse_loop", "triton")
         with backend("auto"):
-            assert select("reverse_loop") == "reference"
+            assert select("reverse_loop") == BEST
     assert select("reverse_loop", "reference") == "reference"
     with pytest.raises(BackendUnavailable, match=VARIABLE):
         select("reverse_loop")
 
 
 def test_context_is_undone_by_an_exception_and_private_to_its_thread():
-    with pytest.raises(ZeroDivisionError), backend("cpp"):
+    with pytest.raises(ZeroDivisionError), backend("triton"):
         raise ZeroDivisionError
     seen = []
-    with backend("cpp"):
+    with backend("triton"):
         thread = threading.Thread(target=lambda: seen.append(select("reverse_loop")))
         thread.start()
         thread.join()
-    assert seen == ["reference"] and select("reverse_loop") == "reference"
+    assert seen == [BEST] and select("reverse_loop") == BEST
 
 
 @pytest.mark.parametrize("call", [lambda: select("philox", "c++"), lambda: backend("c++").__enter__()])
@@ -121,7 +175,7 @@ def test_unknown_backend_in_the_variable_names_the_variable(monkeypatch):
 
 def test_empty_variable_means_automatic(monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
-    assert select("reverse_loop") == "reference"
+    assert select("reverse_loop") == BEST
 
 
 @pytest.mark.parametrize("call", [select, explain])
@@ -132,9 +186,9 @@ def test_unknown_operation_lists_the_operations(call):
 
 def test_explanation_prints_a_table_with_the_choice_and_its_origin():
     text = str(explain("reverse_loop"))
-    assert text.startswith("reverse_loop: a call now takes 'reference' (automatic)\n")
+    assert text.startswith(f"reverse_loop: a call now takes '{BEST}' (automatic)\n")
     assert len(text.splitlines()) == 1 + len(BACKENDS)
-    with backend("cpp"):
+    with backend("triton"):
         explanation = explain("reverse_loop")
-        assert explanation.selected is None and "the fused loop is not in it" in explanation.how
+        assert explanation.selected is None and "no Triton kernel" in explanation.how
         assert len(explanation) == len(BACKENDS)

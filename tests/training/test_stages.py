@@ -18,6 +18,7 @@ from rohydr_fast.training.stages import (
     make_optimizers,
     seeded,
 )
+from tests.native_spy import needs_core, spy_on_core
 from tests.small_model import open_up, small_batch, small_config
 
 STAGE_1, STAGE_2, STAGE_3 = SCHEDULES["three-stage"]
@@ -112,6 +113,15 @@ def test_without_chain_gradient_the_denoiser_rests_in_the_later_stages(stage):
     run_stage(stages, stage)
     assert "theta_mu_sigma" not in moved(stages.model, before)
     assert {"theta_fe", "theta_ur", "theta_f"} <= moved(stages.model, before)
+
+
+@needs_core
+@pytest.mark.parametrize(("chain_grad", "native"), [("full", []), ("last-1", []), ("none", [2])])
+def test_a_stage_runs_its_chains_in_one_native_call_where_they_carry_no_gradient(chain_grad, native, monkeypatch):
+    calls = spy_on_core(monkeypatch)
+    missing = torch.tensor([[True, True, False]] * 4)
+    run_stage(runner(TrainConfig(chain_grad=chain_grad)), STAGE_1, stage_batch(missing))
+    assert [call.chains for call in calls] == native
 
 
 def test_all_three_steps_of_the_chain_are_the_full_chain():

@@ -12,7 +12,6 @@ namespace rohydr {
 
 void launch_philox_bits_cpu(const PhiloxRequest& request, std::int64_t* out);
 void launch_philox_uniform_cpu(const PhiloxRequest& request, float* out);
-void launch_philox_normal_cpu(const PhiloxRequest& request, float* out);
 
 int launch_philox_bits_cuda(const PhiloxRequest& request, std::int64_t* out, int device, void* cuda_stream);
 int launch_philox_uniform_cuda(const PhiloxRequest& request, float* out, int device, void* cuda_stream);

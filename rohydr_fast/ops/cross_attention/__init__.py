@@ -3,22 +3,25 @@
 from torch import Tensor
 
 from ..checks import check_attention
-from ..registry import select
-from . import reference
+from ..dispatch import choose, wants_gradient
+from . import native, reference
 
 
 def cross_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, key_mask: Tensor | None = None, backend: str | None = None
 ) -> Tensor:
-    """softmax(Q K' / sqrt(D)) V in each head; shapes in `reference.cross_attention`.
+    """softmax(Q K' / sqrt(D)) V in each head (the attention under Eq. 1); shapes in `reference.cross_attention`.
 
     Raises:
         UsageError: a shape, dtype or device that does not fit.
         BackendUnavailable: the named backend cannot run this call.
+
+    Cost: one native call on "cpp".
     """
     check_attention("cross_attention", q, k, v, num_heads, key_mask)
-    select("cross_attention", backend)
-    return reference.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
+    name = choose("cross_attention", backend, q, wants_gradient((q, k, v)))
+    run = native if name == "cpp" else reference
+    return run.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
 
 
 __all__ = ["cross_attention"]

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..checks import check_block
-from ..registry import select
-from . import reference
+from ..dispatch import choose, wants_gradient
+from . import native, reference
 from .reference import BlockWeights
 
 
@@ -19,17 +19,22 @@ def denoiser_block(
     key_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Self-attention, cross-attention and MLP with adaLN-Zero; shapes in `reference.denoiser_block`.
+    """Self-attention, cross-attention and MLP with adaLN-Zero (Eq. 2); shapes in `reference.denoiser_block`.
+
+    Weights have the dtype of `x`, or are bfloat16 and widened to it. Tokens that `token_mask` leaves out hold numbers
+    without meaning.
 
     Raises:
         UsageError: a shape, dtype or device that does not fit.
         BackendUnavailable: the named backend cannot run this call.
+
+    Cost: one native call on "cpp"; the weights are packed at the first call and again whenever they changed.
     """
-    check_block("denoiser_block", x, cond_kv, num_heads, token_mask, key_mask)
-    select("denoiser_block", backend)
-    return reference.denoiser_block(
-        x, modulation, cond_kv, weights, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask
-    )
+    check_block("denoiser_block", x, modulation, cond_kv, weights, num_heads, token_mask, key_mask)
+    options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
+    if choose("denoiser_block", backend, x, wants_gradient((x, modulation, cond_kv, *weights))) == "cpp":
+        return native.denoiser_block(x, modulation, cond_kv, weights, **options)
+    return reference.denoiser_block(x, modulation, cond_kv, weights.to(x.dtype), **options)
 
 
 __all__ = ["BlockWeights", "denoiser_block"]

@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,10 @@ class BlockWeights(NamedTuple):
     fc1_bias: Tensor  # (RW,)
     fc2_weight: Tensor  # (W, RW)
     fc2_bias: Tensor  # (W,)
+
+    def to(self, dtype: torch.dtype) -> "BlockWeights":
+        """The same parameters in another dtype; differentiable."""
+        return BlockWeights(*[tensor.to(dtype) for tensor in self])
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

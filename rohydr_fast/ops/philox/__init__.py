@@ -85,9 +85,14 @@ def normal(
     CUDA kernel when it is there, else on the CPU and copied. `sample_ids` on a CUDA device are copied to the CPU first,
     which waits for the device: keep them on the CPU.
 
+    Under `torch.compile` it is the operation `torch.ops.rohydr_fast.philox_normal`: `sample_ids` must be a tensor, and
+    the numbers are made on the CPU.
+
     Returns:
         (B, count) float32 on `device`, each within 4 ulp of the exact value.
     """
+    if torch.compiler.is_compiling():
+        return native.normal_operation(seed, sample_ids, modality, step, stream, count, backend).to(device)
     return _draw("normal", seed, sample_ids, modality, step, stream, count, backend, device)
 
 
@@ -138,7 +143,7 @@ def _integer(op: str, name: str, value, end: int) -> int:
 
 
 def _ids(sample_ids) -> np.ndarray:
-    """(B,) int64, contiguous; shares memory with the input where it can, and is only read."""
+    """(B,) int64, contiguous and aligned; shares memory with the input where it can, and is only read."""
     array = sample_ids.detach().cpu().numpy() if isinstance(sample_ids, torch.Tensor) else np.asarray(sample_ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise UsageError(
@@ -152,4 +157,5 @@ def _ids(sample_ids) -> np.ndarray:
                 f"philox: sample_ids must be in [0, {_SAMPLE_ID_END - 1}], got {outside[0]}. "
                 "Make them with rohydr_fast.data.dataset.stable_sample_id."
             )
-    return np.ascontiguousarray(array, dtype=np.int64)
+    ids = np.ascontiguousarray(array, dtype=np.int64)
+    return ids if ids.flags.aligned else ids.copy()

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ... import _native
+from .. import library
 
 _DTYPES = {"bits": np.int64, "uniform": np.float32, "normal": np.float32}
 
@@ -38,3 +39,12 @@ def fill_cuda(
     # `ids` may be freed on return: torch gives its memory only to later work of the same stream.
     launch(seed, ids.data_ptr(), len(sample_ids), modality, step, stream, out.data_ptr(), count, index, queue)
     return out
+
+
+def normal_operation(
+    seed: int, sample_ids: torch.Tensor, modality: int, step: int, stream: int, count: int, backend: str | None
+) -> torch.Tensor:
+    """(B, count) float32 on the CPU by the registered operation, which a compiler can trace; it checks when it runs."""
+    return torch.ops.rohydr_fast.philox_normal(
+        sample_ids.cpu(), library.signed(seed), modality, step, int(stream), count, backend
+    )

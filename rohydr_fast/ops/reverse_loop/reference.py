@@ -19,6 +19,16 @@ class DenoiserWeights(NamedTuple):
     out_weight: Tensor  # (2C, W): the noise (or v, or x_0), then the position of the variance
     out_bias: Tensor  # (2C,)
 
+    def tensors(self) -> list[Tensor]:
+        """All parameters in the order of use, 4 + 12 L."""
+        blocks = [tensor for block in self.blocks for tensor in block]
+        return [self.in_weight, self.in_bias, *blocks, self.out_weight, self.out_bias]
+
+    def to(self, dtype: torch.dtype) -> "DenoiserWeights":
+        """The same parameters in another dtype; differentiable."""
+        ends = [tensor.to(dtype) for tensor in (self.in_weight, self.in_bias, self.out_weight, self.out_bias)]
+        return DenoiserWeights(ends[0], ends[1], tuple([block.to(dtype) for block in self.blocks]), ends[2], ends[3])
+
 
 class Modulation(NamedTuple):
     """Shift, scale and gate for each step; they depend on the step alone, so a loop computes them once."""
@@ -33,6 +43,27 @@ class NoiseKey(NamedTuple):
     seed: int
     sample_ids: Tensor  # (B,) int64
     modality: int  # index in `MODALITIES`
+
+
+class Chain(NamedTuple):
+    """The arguments of one reverse loop, see `reverse_loop`."""
+
+    x: Tensor  # (B, T, C)
+    position: Tensor  # (T, W)
+    modulation: Modulation
+    cond_kv: Tensor  # (L, 2, B, S, W)
+    weights: DenoiserWeights
+    coefficients: Tensor  # (K, 4)
+    noise: NoiseKey
+    num_heads: int
+    token_mask: Tensor | None = None  # (B, T) bool
+    key_mask: Tensor | None = None  # (B, S) bool
+    grad_steps: int | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a gradient can be asked for."""
+        inputs = [self.x, self.position, *self.modulation, self.cond_kv, self.coefficients]
+        return inputs + self.weights.tensors()
 
 
 def denoiser(

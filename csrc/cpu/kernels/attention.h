@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+// softmax(Q K') V for short sequences, queries in the lanes: a lane owns one query of one head, keys come one by one as
+// broadcast scalars, and scores, weights and outputs never leave the registers. No element depends on its neighbours.
+//   per (query, key): 2 D multiply-adds and one 2^x; memory: K and V of a head, once for each vector of queries.
+// Scores are in units of log2: whoever makes Q multiplies it by log2(e) / sqrt(D).
+#pragma once
+
+#include "simd.h"
+
+namespace rohydr {
+namespace {
+
+// |score| <= sum_d |q_d| max_k |k_d|. While that is at most kScoreLimit, 2^score can be summed as it is: neither the
+// sum nor its products with V leave the range of float. Otherwise the largest score of the query is taken off first.
+// The decision is each lane's own, so that a query gives the same bits beside any other.
+constexpr double kScoreLimit = 60;
+
+template <class T>
+struct KeysValues {
+  const T* keys;          // head's first channel of key j: keys + index[j] * stride
+  const T* values;        // likewise
+  Index stride;
+  const std::int32_t* index;  // (count) rows that exist
+  Index count;
+  const T* largest;  // (D) max_k |k_d| over the keys of this head; NaN where a key is not finite
+};
+
+// largest (columns) = max over the rows `index` of |keys|, NaN where one of them is not finite.
+template <class T>
+void largest_magnitudes(const T* keys, Index stride, const std::int32_t* index, Index count, Index columns,
+                        T* largest) {
+  constexpr int N = kLanes<T>;
+  Index column = 0;
+  for (; column + N <= columns; column += N) {
+    Vector<T, N> most{}, poison{};
+    for (Index j = 0; j < count; ++j) {
+      const Vector<T, N> size = absolute<T, N>(load<T, N>(keys + index[j] * stride + column));
+      most = size > most ? size : most;
+      poison = size * T(0) + poison;
+    }
+    store<T, N>(largest + column, most + poison);
+  }
+  for (; column < columns; ++column) {
+    T most = 0, poison = 0;
+    for (Index j = 0; j < count; ++j) {
+      const T value = keys[index[j] * stride + column];
+      const T size = value < 0 ? -value : value;
+      most = size > most ? size : most;
+      poison = size * T(0) + poison;
+    }
+    largest[column] = most + poison;
+  }
+}
+
+// Scores of Count keys from `first` on.
+template <int D, int N, int Count, class T>
+RH_INLINE void scores(const T* q, Index q_stride, const KeysValues<T>& kv, Index first, Index depth,
+                      Vector<T, N> (&score)[Count]) {
+  const T* key[Count];
+#pragma GCC unroll 8
+  for (int j = 0; j < Count; ++j) key[j] = kv.keys + kv.index[first + j] * kv.stride;
+  const Vector<T, N> q0 = load<T, N>(q);
+#pragma GCC unroll 8
+  for (int j = 0; j < Count; ++j) score[j] = key[j][0] * q0;
+#pragma GCC unroll 32
+  for (Index d = 1; d < (D ? D : depth); ++d) {
+    const Vector<T, N> qd = load<T, N>(q + d * q_stride);
+#pragma GCC unroll 8
+    for (int j = 0; j < Count; ++j) score[j] = key[j][d] * qd + score[j];
+  }
+}
+
+// sum += weights, output += weight * value for Count keys. `output` is a register array when D is known, else memory.
+template <int D, int N, int Count, class T>
+RH_INLINE void add_values(const Vector<T, N> (&weight)[Count], const KeysValues<T>& kv, Index first, Index depth,
+                          Vector<T, N>& sum, Vector<T, N> (&output)[D ? D : 1], T* memory, Index memory_stride) {
+  const T* value[Count];
+#pragma GCC unroll 8
+  for (int j = 0; j < Count; ++j) {
+    sum = sum + weight[j];
+    value[j] = kv.values + kv.index[first + j] * kv.stride;
+  }
+  if constexpr (D != 0) {
+#pragma GCC unroll 32
+    for (int d = 0; d < D; ++d) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Count; ++j) output[d] = value[j][d] * weight[j] + output[d];
+    }
+  } else {
+    for (Index d = 0; d < depth; ++d) {
+      Vector<T, N> line = load<T, N>(memory + d * memory_stride);
+#pragma GCC unroll 8
+      for (int j = 0; j < Count; ++j) line = value[j][d] * weight[j] + line;
+      store<T, N>(memory + d * memory_stride, line);
+    }
+  }
+}
+
+template <class T, int N, int Count, bool Shifted>
+RH_INLINE void weigh(Vector<T, N> (&score)[Count], Vector<T, N> shift) {
+#pragma GCC unroll 8
+  for (int j = 0; j < Count; ++j) {
+    score[j] = Shifted ? exp2_or_zero<T, N>(score[j] - shift) : exp2_in_range<T, N>(score[j]);
+  }
+}
+
+// N queries of one head. q and out: (D, lanes), lines `q_stride` and `out_stride` apart.
+template <int D, int N, bool Shifted, class T>
+RH_INLINE void queries(const T* q, Index q_stride, const KeysValues<T>& kv, Index depth, Vector<T, N> shift, T* out,
+                       Index out_stride) {
+  constexpr int kKeys = 4;
+  Vector<T, N> sum{};
+  Vector<T, N> output[D ? D : 1] = {};
+  if constexpr (D == 0) {
+    for (Index d = 0; d < depth; ++d) store<T, N>(out + d * out_stride, sum);
+  }
+  Index j = 0;
+  if (kv.count >= kKeys) {  // the values of a step are added after the scores of the next: 2^x has that time to finish
+    Vector<T, N> weight[kKeys];
+    scores<D, N, kKeys>(q, q_stride, kv, 0, depth, weight);
+    weigh<T, N, kKeys, Shifted>(weight, shift);
+    for (; j + 2 * kKeys <= kv.count; j += kKeys) {
+      Vector<T, N> next[kKeys];
+      scores<D, N, kKeys>(q, q_stride, kv, j + kKeys, depth, next);
+      add_values<D, N, kKeys>(weight, kv, j, depth, sum, output, out, out_stride);
+      weigh<T, N, kKeys, Shifted>(next, shift);
+#pragma GCC unroll 8
+      for (int i = 0; i < kKeys; ++i) weight[i] = next[i];
+    }
+    add_values<D, N, kKeys>(weight, kv, j, depth, sum, output, out, out_stride);
+    j += kKeys;
+  }
+  for (; j < kv.count; ++j) {
+    Vector<T, N> weight[1];
+    scores<D, N, 1>(q, q_stride, kv, j, depth, weight);
+    weigh<T, N, 1, Shifted>(weight, shift);
+    add_values<D, N, 1>(weight, kv, j, depth, sum, output, out, out_stride);
+  }
+  const Vector<T, N> scale = kv.count > 0 ? T(1) / sum : sum;  // no key: zeros
+#pragma GCC unroll 32
+  for (Index d = 0; d < (D ? D : depth); ++d) {
+    const Vector<T, N> line = D ? output[D ? d : 0] : load<T, N>(out + d * out_stride);
+    store<T, N>(out + d * out_stride, line * scale);
+  }
+}
+
+// The part to take off each lane's scores: 0 in the lanes that are within the limit, the largest score in the others.
+template <int N, class T>
+__attribute__((noinline)) Vector<T, N> lane_shifts(const T* q, Index q_stride, const KeysValues<T>& kv, Index depth,
+                                                   Vector<T, N> bound) {
+  Vector<T, N> most = broadcast<T, N>(T(-3e38));
+  Vector<T, N> poison{};
+  for (Index j = 0; j < kv.count; ++j) {
+    Vector<T, N> score[1];
+    scores<0, N, 1>(q, q_stride, kv, j, depth, score);
+    most = score[0] > most ? score[0] : most;
+    poison = score[0] * T(0) + poison;  // an infinite or undefined score makes the row undefined, as in softmax
+  }
+  return bound <= T(kScoreLimit) ? Vector<T, N>{} : most + poison;
+}
+
+// Returns how many queries left the cheap path.
+template <int D, int N, class T>
+RH_INLINE Index head_queries(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out,
+                             Index out_stride) {
+  Vector<T, N> bound{};
+  for (Index d = 0; d < (D ? D : depth); ++d) {
+    bound = absolute<T, N>(load<T, N>(q + d * q_stride)) * kv.largest[d] + bound;
+  }
+  // Lanes beyond `lanes` belong to somebody else, or to nobody: they have no say.
+  const auto outside = ~(bound <= T(kScoreLimit)) & (lane_numbers<T, N>() < T(lanes));
+  Index hits = 0;
+  for (int i = 0; i < N; ++i) hits -= outside[i];
+  if (__builtin_expect(hits == 0, 1)) {
+    queries<D, N, false>(q, q_stride, kv, depth, bound, out, out_stride);
+  } else {
+    const Vector<T, N> shift = lane_shifts<N>(q, q_stride, kv, depth, bound);
+    queries<D, N, true>(q, q_stride, kv, depth, shift, out, out_stride);
+  }
+  return hits;
+}
+
+// `lanes` queries of one head, which stand in neighbouring lanes from q on. Up to a vector of lanes beyond the last one
+// is read in q and overwritten in out.
+template <int D, class T>
+Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride) {
+  constexpr int N = kLanes<T>;
+  Index hits = 0;
+  Index lane = 0;
+  for (; lanes - lane > (N > 4 ? N / 2 : 0); lane += N) {
+    hits += head_queries<D, N>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride);
+  }
+  if constexpr (N > 4) {
+    if (lane < lanes) {
+      hits += head_queries<D, N / 2>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride);
+    }
+  }
+  return hits;
+}
+
+template <class T>
+Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride) {
+  switch (depth) {
+    case 4:
+      return head<4>(q, q_stride, lanes, kv, depth, out, out_stride);
+    case 8:
+      return head<8>(q, q_stride, lanes, kv, depth, out, out_stride);
+    case 16:
+      return head<16>(q, q_stride, lanes, kv, depth, out, out_stride);
+    default:
+      return head<0>(q, q_stride, lanes, kv, depth, out, out_stride);
+  }
+}
+
+}  // namespace
+}  // namespace rohydr

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// What happens to rows between the products: LayerNorm with modulation, transposition.
+#pragma once
+
+#include "simd.h"
+
+namespace rohydr {
+namespace {
+
+constexpr double kLayerNormEpsilon = 1e-6;
+
+// out = LN(x) (1 + scale) + shift for rows of `width` channels, `stride` apart and padded to whole vectors with 0 in x
+// (what out holds there has no meaning). Two passes: the mean is taken off before squares are summed. Four rows at a
+// time share instructions only, each is computed alone; where fewer are left, the last one is taken again.
+template <class T>
+void modulated_layer_norm(const T* x, Index rows, Index width, Index stride, const T* shift, const T* scale, T* out) {
+  constexpr int N = kLanes<T>;
+  const Index whole = width / N * N;
+  const Vector<T, N> inside = lane_numbers<T, N>() < T(width - whole) ? broadcast<T, N>(T(1)) : Vector<T, N>{};
+  const T share = T(1) / static_cast<T>(width);
+  for (Index first = 0; first < rows; first += 4) {
+    Index place[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) place[r] = smaller(first + r, rows - 1) * stride;
+    Vector<T, N> total[4] = {}, squares[4] = {};
+    for (Index c = 0; c < width; c += N) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) total[r] = total[r] + load<T, N>(x + place[r] + c);
+    }
+    T mean[4], inverse[4];
+    four_sums<N>(total, mean);
+    for (int r = 0; r < 4; ++r) mean[r] *= share;
+    for (Index c = 0; c < whole; c += N) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Vector<T, N> centred = load<T, N>(x + place[r] + c) - mean[r];
+        squares[r] = centred * centred + squares[r];
+      }
+    }
+    if (whole < width) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Vector<T, N> centred = (load<T, N>(x + place[r] + whole) - mean[r]) * inside;
+        squares[r] = centred * centred + squares[r];
+      }
+    }
+    four_sums<N>(squares, inverse);
+    for (int r = 0; r < 4; ++r) inverse[r] = T(1) / square_root(inverse[r] * share + T(kLayerNormEpsilon));
+    for (Index c = 0; c < width; c += N) {
+      const Vector<T, N> factor = load<T, N>(scale + c) + T(1), offset = load<T, N>(shift + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Vector<T, N> normal = (load<T, N>(x + place[r] + c) - mean[r]) * inverse[r];
+        store<T, N>(out + place[r] + c, normal * factor + offset);
+      }
+    }
+  }
+}
+
+// out (columns, rows) = in (rows, columns)', in squares of 8 (4 where a vector has no more lanes): up to 7 rows and
+// columns beyond the last ones are read, and lines and lanes beyond the last ones written.
+template <class T>
+void transpose(const T* in, Index in_stride, Index rows, Index columns, T* out, Index out_stride) {
+  constexpr int N = kLanes<T> >= 8 ? 8 : kLanes<T>;
+  for (Index row = 0; row < rows; row += N) {
+    for (Index column = 0; column < columns; column += N) {
+      Vector<T, N> square[N];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) square[i] = load<T, N>(in + (row + i) * in_stride + column);
+      transpose_square(square);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) store<T, N>(out + (column + i) * out_stride + row, square[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rohydr

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+// Vectors of the instruction set that includes this file, by the compiler's vector extensions.
+// Everything in csrc/cpu/kernels lives in an anonymous namespace and calls no std:: template: a weak symbol compiled
+// with wide instructions could replace its namesake everywhere. The including file defines
+//   RH_VECTOR_BYTES  bytes of a vector register,
+//   RH_TILE_ROWS     rows of the matrix micro-kernel,
+//   RH_TILE_VECTORS  vectors in a row of it; their product is the number of accumulators.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#define RH_INLINE inline __attribute__((always_inline))
+
+namespace rohydr {
+namespace {
+
+using Index = std::int64_t;
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = std::int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = std::int64_t;
+};
+
+template <class T>
+constexpr int kLanes = RH_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+constexpr Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+RH_INLINE Index smaller(Index a, Index b) { return a < b ? a : b; }
+RH_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
+
+template <class T, int N>
+RH_INLINE Vector<T, N> load(const T* from) {
+  Vector<T, N> result;
+  __builtin_memcpy(&result, from, sizeof(result));
+  return result;
+}
+
+template <class T, int N>
+RH_INLINE void store(T* to, Vector<T, N> value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+template <class T, int N>
+RH_INLINE Vector<T, N> broadcast(T value) {
+  return value - Vector<T, N>{};  // x - 0 is x, also for -0
+}
+
+template <class T, int N>
+RH_INLINE Vector<T, N> absolute(Vector<T, N> value) {
+  using Integer = typename IntegerOf<T>::type;
+  constexpr Integer kMagnitude = static_cast<Integer>(~(static_cast<std::uint64_t>(1) << (8 * sizeof(T) - 1)));
+  return (Vector<T, N>)((Vector<Integer, N>)value & kMagnitude);
+}
+
+// Bounds of one side; NaN in `value` stays NaN. With AVX this is one instruction, which the compiler does not find.
+template <class T, int N>
+RH_INLINE Vector<T, N> at_least(Vector<T, N> value, T bound) {
+  return value < bound ? broadcast<T, N>(bound) : value;
+}
+template <class T, int N>
+RH_INLINE Vector<T, N> at_most(Vector<T, N> value, T bound) {
+  return value > bound ? broadcast<T, N>(bound) : value;
+}
+#if defined(__AVX__)
+template <>
+RH_INLINE Vector<float, 8> at_least<float, 8>(Vector<float, 8> value, float bound) {
+  return _mm256_max_ps(_mm256_set1_ps(bound), value);
+}
+template <>
+RH_INLINE Vector<float, 8> at_most<float, 8>(Vector<float, 8> value, float bound) {
+  return _mm256_min_ps(_mm256_set1_ps(bound), value);
+}
+#endif
+
+template <class T, int N>
+RH_INLINE Vector<T, N> lane_numbers() {
+  Vector<T, N> result;
+  for (int i = 0; i < N; ++i) result[i] = static_cast<T>(i);
+  return result;
+}
+
+// The lower and the upper half of a vector's lanes, added.
+template <class T, int N>
+RH_INLINE Vector<T, N / 2> add_halves(Vector<T, N> v) {
+#if __has_builtin(__builtin_shufflevector)  // without it the vector takes a way through memory
+  if constexpr (N == 16) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else if constexpr (N == 8) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  } else {
+    return __builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3);
+  }
+#else
+  Vector<T, N / 2> half[2];
+  __builtin_memcpy(half, &v, sizeof(half));
+  return half[0] + half[1];
+#endif
+}
+
+RH_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+RH_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
+// 2^f, f in [-1/2, 1/2], by Horner's rule. float: minimax of degree 5, relative error 9e-8; double: Taylor, 4e-18.
+template <class T>
+struct Exp2Series;
+template <>
+struct Exp2Series<float> {
+  static constexpr float kCoefficients[] = {0.001326472731307149f, 0.009671512991189957f, 0.05550733581185341f,
+                                            0.24022242426872253f,  0.6931470036506653f,   1.0f};
+  static constexpr float kRound = 12582912.0f;  // 1.5 2^23: adding it leaves the nearest integer in the low bits
+  static constexpr int kMantissa = 23;
+  static constexpr int kBias = 127;
+};
+template <>
+struct Exp2Series<double> {
+  static constexpr double kCoefficients[] = {
+      1.3691488853904129e-12, 2.5678435993488206e-11, 4.4455382718708116e-10, 7.0549116208011233e-09,
+      1.0178086009239699e-07, 1.3215486790144309e-06, 1.5252733804059840e-05, 1.5403530393381609e-04,
+      1.3333558146428443e-03, 9.6181291076284771e-03, 5.5504108664821580e-02, 2.4022650695910071e-01,
+      6.9314718055994531e-01, 1.0};
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr int kBias = 1023;
+};
+
+template <class T, int N>
+RH_INLINE Vector<T, N> exp2_series(Vector<T, N> fraction) {
+  using Series = Exp2Series<T>;
+  Vector<T, N> power = broadcast<T, N>(Series::kCoefficients[0]);
+  constexpr int kTerms = sizeof(Series::kCoefficients) / sizeof(T);
+#pragma GCC unroll 16
+  for (int i = 1; i < kTerms; ++i) power = power * fraction + Series::kCoefficients[i];
+  return power;
+}
+
+// 2^x where |x| <= 126 is known; otherwise the result has no meaning.
+template <class T, int N>
+RH_INLINE Vector<T, N> exp2_in_range(Vector<T, N> x) {
+  using Integers = Vector<typename IntegerOf<T>::type, N>;
+  const Vector<T, N> shifted = x + Exp2Series<T>::kRound;
+  const Vector<T, N> fraction = x - (shifted - Exp2Series<T>::kRound);
+  return (Vector<T, N>)((Integers)exp2_series<T, N>(fraction) + ((Integers)shifted << Exp2Series<T>::kMantissa));
+}
+
+// 2^x for x up to 126, and 0 below -126 (where a softmax has nothing left to add).
+template <class T, int N>
+RH_INLINE Vector<T, N> exp2_or_zero(Vector<T, N> x) {
+  const Vector<T, N> power = exp2_in_range<T, N>(at_least<T, N>(x, T(-126)));
+  return x < T(-126) ? Vector<T, N>{} : power;
+}
+
+// 2^x for every x, with gradual underflow, overflow to infinity, and NaN kept: two factors share the exponent.
+template <class T, int N>
+RH_INLINE Vector<T, N> exp2_everywhere(Vector<T, N> x) {
+  using Series = Exp2Series<T>;
+  using Integers = Vector<typename IntegerOf<T>::type, N>;
+  constexpr T kFar = T(2 * Series::kBias + 40);
+  const Vector<T, N> near = at_most<T, N>(at_least<T, N>(x, -kFar), kFar);
+  const Vector<T, N> shifted = near + Series::kRound;
+  const Vector<T, N> whole = shifted - Series::kRound;
+  const Integers exponent = (Integers)shifted - (Integers)broadcast<T, N>(Series::kRound);
+  const Integers first = exponent >> 1;
+  const Integers second = exponent - first;
+  const Vector<T, N> factor1 = (Vector<T, N>)((first + Series::kBias) << Series::kMantissa);
+  const Vector<T, N> factor2 = (Vector<T, N>)((second + Series::kBias) << Series::kMantissa);
+  return exp2_series<T, N>(near - whole) * factor1 * factor2;
+}
+
+// GELU by tanh, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), as PyTorch's approximate="tanh".
+template <class T, int N>
+RH_INLINE Vector<T, N> gelu(Vector<T, N> x) {
+  constexpr T kLinear = T(-2 * 0.79788456080286535588 * 1.44269504088896340736);  // exp(-2u) = 2^(kLinear (...))
+  constexpr T kCubic = T(-2 * 0.79788456080286535588 * 1.44269504088896340736 * 0.044715);
+  const Vector<T, N> exponent = x * (x * x * kCubic + kLinear);
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {  // overflows and underflows as it should, without bounds
+    constexpr __mmask16 kAll = 0xFFFF;  // g++ 12 warns of the forms without a mask
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const Vector<T, N> whole = _mm512_maskz_roundscale_ps(kAll, exponent, kNearest);
+    const Vector<T, N> power = _mm512_maskz_scalef_ps(kAll, exp2_series<T, N>(exponent - whole), whole);
+    return x / (power + T(1));
+  }
+#endif
+  const Vector<T, N> power = exp2_in_range<T, N>(at_most<T, N>(at_least<T, N>(exponent, T(-126)), T(126)));
+  return x / (power + T(1));
+}
+
+// Interleaves 32-bit (Width 1) or 64-bit (Width 2) parts of a and b inside each group of four lanes, low or high half:
+// with Width 4, the low or high four lanes of both. Each is one instruction.
+template <int Width, bool High, int N>
+RH_INLINE Vector<float, N> interleave(Vector<float, N> a, Vector<float, N> b) {
+  constexpr int h = High ? 1 : 0;
+#if defined(__clang__)
+#define RH_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RH_SHUFFLE(...) __builtin_shuffle(a, b, Vector<std::int32_t, N>{__VA_ARGS__})
+#endif
+  if constexpr (N == 4) {
+    if constexpr (Width == 1) return RH_SHUFFLE(2 * h, 4 + 2 * h, 1 + 2 * h, 5 + 2 * h);
+    else return RH_SHUFFLE(2 * h, 1 + 2 * h, 4 + 2 * h, 5 + 2 * h);
+  } else {
+    if constexpr (Width == 1) {
+      return RH_SHUFFLE(2 * h, 8 + 2 * h, 1 + 2 * h, 9 + 2 * h, 4 + 2 * h, 12 + 2 * h, 5 + 2 * h, 13 + 2 * h);
+    } else if constexpr (Width == 2) {
+      return RH_SHUFFLE(2 * h, 1 + 2 * h, 8 + 2 * h, 9 + 2 * h, 4 + 2 * h, 5 + 2 * h, 12 + 2 * h, 13 + 2 * h);
+    } else {
+      return RH_SHUFFLE(4 * h, 1 + 4 * h, 2 + 4 * h, 3 + 4 * h, 8 + 4 * h, 9 + 4 * h, 10 + 4 * h, 11 + 4 * h);
+    }
+  }
+#undef RH_SHUFFLE
+}
+
+// In-register transposition of a square of N vectors of N = 4 or 8 lanes.
+template <int N>
+RH_INLINE void transpose_square(Vector<float, N> (&row)[N]) {
+  Vector<float, N> pair[N], quad[N];
+#pragma GCC unroll 4
+  for (int i = 0; i < N; i += 2) {
+    pair[i] = interleave<1, false, N>(row[i], row[i + 1]);
+    pair[i + 1] = interleave<1, true, N>(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < N; i += 4) {
+    quad[i] = interleave<2, false, N>(pair[i], pair[i + 2]);
+    quad[i + 1] = interleave<2, true, N>(pair[i], pair[i + 2]);
+    quad[i + 2] = interleave<2, false, N>(pair[i + 1], pair[i + 3]);
+    quad[i + 3] = interleave<2, true, N>(pair[i + 1], pair[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (N == 8) {
+      row[i] = interleave<4, false, N>(quad[i], quad[i + 4]);
+      row[i + 4] = interleave<4, true, N>(quad[i], quad[i + 4]);
+    } else {
+      row[i] = quad[i];
+    }
+  }
+}
+
+// The sums over the lanes of four vectors, each added in the same order.
+template <int N>
+RH_INLINE void four_sums(const Vector<float, N> (&v)[4], float (&sum)[4]) {
+  if constexpr (N > 4) {
+    const Vector<float, N / 2> half[4] = {add_halves<float, N>(v[0]), add_halves<float, N>(v[1]),
+                                          add_halves<float, N>(v[2]), add_halves<float, N>(v[3])};
+    four_sums<N / 2>(half, sum);
+  } else {
+    Vector<float, 4> row[4] = {v[0], v[1], v[2], v[3]};
+    transpose_square<4>(row);
+    store<float, 4>(sum, (row[0] + row[1]) + (row[2] + row[3]));
+  }
+}
+template <int N>
+RH_INLINE void four_sums(const Vector<double, N> (&v)[4], double (&sum)[4]) {
+  static_assert(N == 2);
+  for (int i = 0; i < 4; ++i) sum[i] = v[i][0] + v[i][1];
+}
+
+RH_INLINE void transpose_square(Vector<double, 2> (&row)[2]) {
+  const Vector<double, 2> first = row[0], second = row[1];
+  row[0] = Vector<double, 2>{first[0], second[0]};
+  row[1] = Vector<double, 2>{first[1], second[1]};
+}
+
+}  // namespace
+}  // namespace rohydr

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+#define ROHYDR_LANES 8
+#include "normal_simd.h"
+
+namespace rohydr {
+
+ROHYDR_NORMAL_KERNEL(normal_avx512) { fill_normals(request, sample_id, first_block, blocks, out); }
+
+}  // namespace rohydr

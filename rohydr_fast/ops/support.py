@@ -1,0 +1,77 @@
+"""Whether a backend can run a call, as a verdict with a reason. Nothing here loads torch before it is needed.
+
+A predicate takes the facts of a call, each of which may be unknown:
+    device: the type of its tensors, "cpu" or "cuda";
+    dtype: the dtype of its tensors, a `torch.dtype` or its name;
+    needs_grad: a gradient of the result is wanted;
+    transformed: the call is inside a transform of `torch.func` or a level of forward-mode differentiation.
+"""
+
+from .. import __version__, _native
+from ..errors import UsageError
+
+Verdict = tuple[bool, str]
+
+NATIVE_DTYPES = ("float32", "float64")
+
+
+def reference(**call) -> Verdict:
+    """The reference takes every call."""
+    return True, "the reference runs everywhere"
+
+
+def native_core(**call) -> Verdict:
+    """What only needs the native core to be there.
+
+    Raises:
+        UsageError: ROHYDR_FAST_CPU names an instruction set that cannot be used here.
+    """
+    loaded, reason = _native.status()
+    if not loaded:
+        return False, reason
+    try:
+        return True, f"{reason}, instruction set {_native.load().cpu_isa()}"
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def native_fused(*, device="cpu", dtype=None, needs_grad=False, transformed=False) -> Verdict:
+    """The fused operations of the native core: what it cannot do yet, then as `native_core`."""
+    if device != "cpu":
+        return False, f"the native core runs tensors on the CPU, and these are on {device}"
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in NATIVE_DTYPES:
+        return False, f"the native core computes {' and '.join(NATIVE_DTYPES)}, and these are {name}"
+    if needs_grad:
+        return False, "the native core has no backward pass yet; gradients need the reference"
+    if transformed:
+        return False, "the native core does not run inside torch.func transforms or forward-mode differentiation"
+    return native_core()
+
+
+def no_triton(**call) -> Verdict:
+    """No operation has a Triton kernel yet."""
+    return False, f"version {__version__} has no Triton kernel of this operation"
+
+
+def no_cuda(**call) -> Verdict:
+    """The fused operations have no CUDA kernel yet."""
+    return False, f"version {__version__} has no CUDA kernel of this operation"
+
+
+def philox_cuda(**call) -> Verdict:
+    """The noise has a CUDA kernel; the core must be built with it, and the machine must have a device."""
+    usable, reason = _native.status()
+    if not usable:
+        return False, reason
+    core = _native.load()
+    if not core.build_info()["cuda"]:
+        why = _native.build_info().get("cuda_reason", "no reason was recorded")
+        return False, f"the native core was built without CUDA ({why})"
+    if core.cuda_device_count() == 0:
+        return False, "this machine shows no CUDA device"
+    import torch
+
+    if not torch.cuda.is_available():
+        return False, f"torch {torch.__version__} cannot use the CUDA device"
+    return True, f"the native core was built with CUDA {core.build_info()['cuda_version']}"

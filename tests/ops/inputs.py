@@ -1,0 +1,101 @@
+"""Arguments of the fused operations, small and random; their sizes are all different."""
+
+import torch
+
+from rohydr_fast.diffusion.schedule import Schedule
+from rohydr_fast.models.denoiser import Denoiser
+from rohydr_fast.ops.reverse_loop import Chain, NoiseKey
+from tests.small_model import open_up
+
+BATCH, TOKENS, KEYS, CHANNELS, WIDTH, HEADS, LAYERS, STEPS = 3, 5, 7, 6, 16, 4, 2, 4
+
+
+def make_denoiser(seed: int = 0, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """A denoiser whose gates are open, as after training."""
+    torch.manual_seed(seed)
+    denoiser = Denoiser(CHANNELS, WIDTH, LAYERS, HEADS)
+    open_up(denoiser, 0.15)
+    return denoiser.to(dtype)
+
+
+def masks(batch: int, tokens: int, keys: int) -> dict[str, torch.Tensor]:
+    """Row i lacks its last i tokens and its first i keys; the last row has no key at all where there is another row."""
+    rows = torch.arange(batch)[:, None]
+    key_mask = torch.arange(keys) >= rows
+    if batch > 1:
+        key_mask[-1] = False
+    return {"token_mask": torch.arange(tokens) < tokens - rows, "key_mask": key_mask}
+
+
+def attention_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, masked=True) -> dict:
+    """Keyword arguments of `cross_attention`."""
+    q, k, v = (torch.randn(batch, n, WIDTH, dtype=dtype) for n in (tokens, keys, keys))
+    mask = masks(batch, tokens, keys)["key_mask"] if masked else None
+    return {"q": q, "k": k, "v": v, "num_heads": HEADS, "key_mask": mask}
+
+
+def block_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, masked=True, rows=False) -> dict:
+    """Keyword arguments of `denoiser_block`; `rows` gives each sample a step of its own."""
+    return {
+        "x": torch.randn(batch, tokens, WIDTH, dtype=dtype),
+        "modulation": torch.randn(*((batch,) if rows else ()), 9, WIDTH, dtype=dtype),
+        "cond_kv": torch.randn(2, batch, keys, WIDTH, dtype=dtype),
+        "weights": make_denoiser(dtype=dtype).requires_grad_(False).blocks[0].weights(),
+        "num_heads": HEADS,
+        **(masks(batch, tokens, keys) if masked else {}),
+    }
+
+
+@torch.no_grad()
+def make_chain(
+    denoiser: Denoiser | None = None,
+    batch=BATCH,
+    tokens=TOKENS,
+    keys=KEYS,
+    dtype=torch.float32,
+    masked=True,
+    seed=2**64 - 3,
+    modality=2,
+    steps=STEPS,
+) -> Chain:
+    """The arguments of one `reverse_loop`; the default denoiser wants no gradient."""
+    denoiser = make_denoiser(dtype=dtype).requires_grad_(False) if denoiser is None else denoiser
+    table = Schedule().table(steps)
+    return Chain(
+        torch.randn(batch, tokens, CHANNELS, dtype=dtype),
+        denoiser.position(tokens),
+        denoiser.modulation(table.timesteps),
+        denoiser.condition_kv(torch.randn(batch, keys, WIDTH, dtype=dtype)),
+        denoiser.weights(),
+        table.coefficients,
+        NoiseKey(seed, torch.arange(batch) + 100, modality),
+        HEADS,
+        **(masks(batch, tokens, keys) if masked else {}),
+    )
+
+
+def loop_arguments(chain: Chain) -> tuple[tuple, dict]:
+    """The positional and keyword arguments of `reverse_loop` for a chain."""
+    options = {name: getattr(chain, name) for name in ("num_heads", "token_mask", "key_mask", "grad_steps")}
+    return tuple(chain)[:7], options
+
+
+def operation_arguments(*chains: Chain) -> tuple:
+    """The arguments of `torch.ops.rohydr_fast.reverse_loops` for chains."""
+    weights = [chain.weights.tensors() for chain in chains]
+    return (
+        [chain.x for chain in chains],
+        [chain.position for chain in chains],
+        [chain.modulation.blocks for chain in chains],
+        [chain.modulation.final for chain in chains],
+        [chain.cond_kv for chain in chains],
+        [chain.coefficients.to(chain.x.dtype) for chain in chains],
+        [chain.noise.sample_ids for chain in chains],
+        [chain.token_mask for chain in chains],
+        [chain.key_mask for chain in chains],
+        [tensor for tensors in weights for tensor in tensors],
+        [len(tensors) for tensors in weights],
+        [chain.num_heads for chain in chains],
+        [chain.noise.seed - 2**64 if chain.noise.seed >= 2**63 else chain.noise.seed for chain in chains],
+        [chain.noise.modality for chain in chains],
+    )
