@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "gil.h"
 #include "rohydr/check.h"
 
 namespace rohydr {
@@ -24,13 +25,22 @@ const char* dtype_name() {
                                                             : "float32";
 }
 
+// What an error message shows of a value, also of one that cannot be shown.
+inline std::string text_of(py::handle value) {
+  try {
+    return py::repr(value);
+  } catch (py::error_already_set&) {
+    return std::string("an object of type ") + Py_TYPE(value.ptr())->tp_name;
+  }
+}
+
 inline std::uint64_t integer(const char* op, py::handle value, const char* name, std::uint64_t max) {
   const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
   std::uint64_t number = index ? PyLong_AsUnsignedLongLong(index.ptr()) : 0;
   const bool is_integer = !PyErr_Occurred();
   PyErr_Clear();
   RH_CHECK(is_integer && number <= max, op << ": " << name << " must be an integer in [0, " << max << "], got "
-                                           << std::string(py::repr(value)) << ". Pass such an integer.");
+                                           << text_of(value) << ". Pass such an integer.");
   return number;
 }
 

@@ -96,7 +96,7 @@ std::unique_ptr<PackedObject> packed(const char* op, const py::object& sequence,
   RH_CHECK(py::isinstance<py::list>(sequence) || py::isinstance<py::tuple>(sequence),
            op << ": arrays must be a list, got " << Py_TYPE(sequence.ptr())->tp_name << ". Pass one.");
   auto result = std::make_unique<PackedObject>();
-  result->arrays = py::list(sequence);
+  result->arrays = py::list(py::tuple(sequence));  // a new list: the caller's may change
   const std::size_t count = result->arrays.size(), ends = whole ? 4 : 0;
   RH_CHECK(count >= ends + 12 && (count - ends) % 12 == 0 && (whole || count == 12),
            op << ": arrays must be " << (whole ? "4 and 12 for each block" : "12") << ", got " << count
@@ -132,7 +132,7 @@ std::unique_ptr<PackedObject> packed(const char* op, const py::object& sequence,
 bool refresh(PackedObject& object) {
   const auto ask = [](auto* weights, const auto& kernels) {
     const std::int64_t before = weights->packs();
-    const py::gil_scoped_release released;
+    const ReleasedGil released;
     weights->current(kernels);
     return weights->packs() != before;
   };
@@ -150,6 +150,12 @@ int thread_count(const char* op, const py::object& threads) {
   const std::uint64_t count = integer(op, threads, "threads", 256);
   RH_CHECK(count >= 1, op << ": threads must be 1 or more, got 0. Pass torch.get_num_threads().");
   return static_cast<int>(count);
+}
+
+bool boolean(const char* op, const py::object& value, const char* name) {
+  RH_CHECK(PyBool_Check(value.ptr()), op << ": " << name << " must be True or False, got " << text_of(value)
+                                         << ". Pass one.");
+  return value.ptr() == Py_True;
 }
 
 void check_keys(const char* op, std::int64_t keys) {
@@ -210,7 +216,7 @@ void reverse_loop(const py::object& chains, const py::object& threads) {
   constexpr const char* op = "reverse_loop";
   RH_CHECK(py::isinstance<py::list>(chains) || py::isinstance<py::tuple>(chains),
            op << ": chains must be a list, got " << Py_TYPE(chains.ptr())->tp_name << ". Pass one.");
-  const py::list list(chains);
+  const py::tuple list(chains);  // holds the chains, whatever becomes of the caller's list meanwhile
   const int count = thread_count(op, threads);
   std::vector<ReverseLoopRequest<float>> floats;
   std::vector<ReverseLoopRequest<double>> doubles;
@@ -233,7 +239,7 @@ void reverse_loop(const py::object& chains, const py::object& threads) {
     }
   }
   const Isa isa = selected_isa();  // while the GIL keeps the environment from changing
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   run_reverse_loops(floats, isa, count);
   run_reverse_loops(doubles, isa, count);
 }
@@ -261,7 +267,7 @@ void denoiser_block_of(const PackedObject& object, const py::object& x, const py
   r.cond_kv = pointer<T>(cond);
   r.out = writeable_pointer<T>(writeable<T>(op, out, "out", {r.batch.samples, r.batch.tokens, width}));
   const Isa isa = selected_isa();
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   run_denoiser_block(r, isa, threads);
 }
 
@@ -300,7 +306,7 @@ void cross_attention_of(const py::object& q, const py::object& k, const py::obje
   r.batch.key_mask = mask(op, key_mask, "key_mask", r.batch.samples, r.batch.keys);
   r.out = writeable_pointer<T>(writeable<T>(op, out, "out", {r.batch.samples, r.batch.tokens, r.width}));
   const Isa isa = selected_isa();
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   run_cross_attention(r, isa, threads);
 }
 
@@ -321,11 +327,18 @@ py::list isa_names() {
 }
 
 // GFLOP/s of multiply-adds on the calling thread, over about this time.
-double fma_peak(const std::string& isa, double milliseconds) {
+double fma_peak(const py::object& name, const py::object& time) {
+  RH_CHECK(py::isinstance<py::str>(name), "fma_peak: isa must be a name, got " << text_of(name)
+                                              << ". Pass one of cpu_isas().");
+  const std::string isa = py::cast<std::string>(name);
+  const double milliseconds = PyFloat_AsDouble(time.ptr());
+  const bool is_number = !PyErr_Occurred();
+  PyErr_Clear();
+  RH_CHECK(is_number, "fma_peak: milliseconds must be a number, got " << text_of(time) << ". Choose for example 20.");
   RH_CHECK(milliseconds > 0 && milliseconds <= 60000,
            "fma_peak: milliseconds must be in (0, 60000], got " << milliseconds << ". Choose for example 20.");
   const Kernels<float>& kernels = kernels_of<float>(isa_by_name(isa));
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   double flop = 0, seconds = 0;
@@ -339,7 +352,10 @@ double fma_peak(const std::string& isa, double milliseconds) {
 }  // namespace
 
 void bind_cpu(py::module_& m) {
-  py::class_<PackedObject>(m, "PackedWeights", "Weights in the kernels' layout, and the arrays that they came from.")
+  py::class_<PackedObject> weights(m, "PackedWeights", py::is_final(),
+                                   "Weights in the kernels' layout, and the arrays that they came from.");
+  reinterpret_cast<PyTypeObject*>(weights.ptr())->tp_new = nullptr;  // __new__ would give one with nothing in it
+  weights
       .def("refresh", &refresh, "Pack again if an array changed; whether it was.")
       .def_property_readonly("nbytes",
                              [](const PackedObject& object) {
@@ -350,14 +366,14 @@ void bind_cpu(py::module_& m) {
       });
   m.def(
       "pack_denoiser",
-      [](const py::object& arrays, const py::object& num_heads, bool doubles) {
-        return packed("pack_denoiser", arrays, num_heads, doubles, true);
+      [](const py::object& arrays, const py::object& num_heads, const py::object& doubles) {
+        return packed("pack_denoiser", arrays, num_heads, boolean("pack_denoiser", doubles, "double"), true);
       },
       py::arg("arrays"), py::arg("num_heads"), py::arg("double"), "Weights of a denoiser, in order of use.");
   m.def(
       "pack_block",
-      [](const py::object& arrays, const py::object& num_heads, bool doubles) {
-        return packed("pack_block", arrays, num_heads, doubles, false);
+      [](const py::object& arrays, const py::object& num_heads, const py::object& doubles) {
+        return packed("pack_block", arrays, num_heads, boolean("pack_block", doubles, "double"), false);
       },
       py::arg("arrays"), py::arg("num_heads"), py::arg("double"), "Weights of one block, in order of use.");
   m.def("reverse_loop", &reverse_loop, py::arg("chains"), py::arg("threads"), "All steps of Eq. 2 of every chain.");

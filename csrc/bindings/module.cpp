@@ -30,4 +30,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What this module was built from and with.");
   rohydr::bind_philox(m);
   rohydr::bind_cpu(m);
+  py::module_::import("atexit").attr("register")(py::cpp_function(&rohydr::keep_threads_away));
 }

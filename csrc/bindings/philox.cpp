@@ -45,7 +45,7 @@ void philox_cpu(const Launch& launch, const py::object& seed, const py::object& 
              "philox: sample_ids must be in [0, " << kSampleIdEnd << "), got " << id << ". Use 48-bit ids.");
   }
   T* target = static_cast<T*>(result.mutable_data());
-  const py::gil_scoped_release released;
+  const ReleasedGil released;
   launch(request, target);
 }
 
@@ -93,7 +93,7 @@ void philox_cuda(const py::object& seed, const py::object& ids_pointer, const py
   RH_CHECK(empty || target != nullptr, "philox: out_pointer must not be null, got 0. Pass device memory.");
   int error = 0;
   {
-    const py::gil_scoped_release released;
+    const ReleasedGil released;
     error = launch(request, target, number, queue);
   }
   if (error != 0) {

@@ -155,6 +155,7 @@ std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>
   const std::lock_guard<std::mutex> lock(mutex_);
   const bool same_layout = lanes_ == kernels.lanes && tile_vectors_ == kernels.tile_vectors;
   if (packed_ && same_layout && unchanged()) return packed_;
+  packed_.reset();
   copy_.clear();
   for (const WeightArray& array : arrays_) {
     const char* const bytes = static_cast<const char*>(array.data);
@@ -167,10 +168,11 @@ std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>
     array.data = kept;
     kept += array.bytes();
   }
-  if (!packed_ || packed_.use_count() > 1) packed_ = std::make_shared<PackedArena<T>>();
+  auto fresh = std::make_shared<PackedArena<T>>();  // older ones may still be read by others
+  Packer<T>(shape_, copied, kernels.lanes, kernels.tile_vectors).pack(*fresh);
+  packed_ = std::move(fresh);
   lanes_ = kernels.lanes;
   tile_vectors_ = kernels.tile_vectors;
-  Packer<T>(shape_, copied, lanes_, tile_vectors_).pack(*packed_);
   ++packs_;
   return packed_;
 }

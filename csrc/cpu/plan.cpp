@@ -71,7 +71,7 @@ std::int64_t group_rows(std::int64_t total, int threads) {
 }
 
 Grouping::Grouping(const Batch& batch, std::int64_t rows, bool alone)
-    : counting_(static_cast<std::size_t>(std::max(batch.tokens, batch.keys))) {
+    : counting_(batch.samples == 0 ? 0 : static_cast<std::size_t>(std::max(batch.tokens, batch.keys))) {
   std::iota(counting_.begin(), counting_.end(), 0);
   // Room first: groups point into these vectors.
   token_.reserve(static_cast<std::size_t>(count_rows(batch)));

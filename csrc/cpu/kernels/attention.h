@@ -136,6 +136,7 @@ RH_INLINE void queries(const T* q, Index q_stride, const KeysValues<T>& kv, Inde
     weigh<T, N, 1, Shifted>(weight, shift);
     add_values<D, N, 1>(weight, kv, j, depth, sum, output, out, out_stride);
   }
+  if constexpr (Shifted) sum = sum + (shift - shift);  // an undefined shift makes the row undefined
   const Vector<T, N> scale = kv.count > 0 ? T(1) / sum : sum;  // no key: zeros
 #pragma GCC unroll 32
   for (Index d = 0; d < (D ? D : depth); ++d) {

@@ -47,7 +47,7 @@ Index carve(const DenoiserView<T>& denoiser, const Group& group, int team_size, 
   m.qkv_stride = round_up(3 * denoiser.width, N);
   m.hidden_stride = round_up(hidden, N);
   m.channel_stride = round_up(denoiser.channels, N);
-  m.output_stride = round_up(2 * denoiser.channels, N);
+  m.output_stride = 2 * m.channel_stride;
   m.lanes = round_up(group.rows, 8) + N;
   if (m.lanes % 64 == 0) m.lanes += N;  // lines that all fall into the same cache sets would evict each other
   Index used = 0;

@@ -32,10 +32,12 @@ struct IntegerOf;
 template <>
 struct IntegerOf<float> {
   using type = std::int32_t;
+  using bits = std::uint32_t;  // wraps around
 };
 template <>
 struct IntegerOf<double> {
   using type = std::int64_t;
+  using bits = std::uint64_t;
 };
 
 template <class T>
@@ -154,7 +156,7 @@ RH_INLINE Vector<T, N> exp2_series(Vector<T, N> fraction) {
 // 2^x where |x| <= 126 is known; otherwise the result has no meaning.
 template <class T, int N>
 RH_INLINE Vector<T, N> exp2_in_range(Vector<T, N> x) {
-  using Integers = Vector<typename IntegerOf<T>::type, N>;
+  using Integers = Vector<typename IntegerOf<T>::bits, N>;
   const Vector<T, N> shifted = x + Exp2Series<T>::kRound;
   const Vector<T, N> fraction = x - (shifted - Exp2Series<T>::kRound);
   return (Vector<T, N>)((Integers)exp2_series<T, N>(fraction) + ((Integers)shifted << Exp2Series<T>::kMantissa));
