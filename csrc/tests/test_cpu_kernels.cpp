@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// The CPU kernels without Python, for sanitizers and emulators: random shapes and masks in heap buffers of exactly the
+// size that a caller gives, so that one element too many is seen, read or written. Exit code 1 after a failure.
+//   test_cpu_kernels [cases [first seed]]   each case on every usable instruction set with 1 and with several threads,
+//                                           or on the one that ROHYDR_FAST_CPU names
+//   test_cpu_kernels --callers [rounds]     threads that call at once, with shared weights (for ThreadSanitizer)
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../cpu/calls.h"
+#include "random_calls.h"
+
+namespace {
+
+using namespace rohydr;
+
+int failures = 0;
+
+void check(bool good, const std::string& what) {
+  if (good) return;
+  std::printf("FAILED %s\n", what.c_str());
+  std::fflush(stdout);
+  ++failures;
+}
+
+template <class T>
+bool all_finite(const Exact<T>& values) {
+  return std::all_of(values.data(), values.data() + values.count(), [](T value) { return std::isfinite(value); });
+}
+
+// The instruction sets to run: the one that is asked for, or every one.
+std::vector<Isa> asked_isas() {
+  return std::getenv("ROHYDR_FAST_CPU") != nullptr ? std::vector<Isa>{selected_isa()} : usable_isas();
+}
+
+template <class T>
+void test_case(std::uint64_t seed) {
+  const std::unique_ptr<Call<T>> call = random_call<T>(seed);
+  for (const Isa isa : asked_isas()) {
+    const std::string name = std::string(isa_name(isa)) + (sizeof(T) == 8 ? " double" : " float") + " seed " +
+                             std::to_string(seed);
+    const Exact<T> alone = call->run(isa, 1);
+    check(all_finite(alone), name + ": every element is written and finite");
+    const int threads = 2 + static_cast<int>(seed % 4);
+    check(call->run(isa, threads).same(alone), name + ": the same bits with " + std::to_string(threads) + " threads");
+    call->change_weights();
+    call->run(isa, 1);
+    call->change_weights();
+    check(call->run(isa, threads).same(alone), name + ": the same bits after the weights changed and changed back");
+  }
+  check(call->inputs_unchanged(), "seed " + std::to_string(seed) + ": inputs are as they were");
+}
+
+// Threads that call at once, some of which find the pool busy, while instruction sets and so the layouts change.
+void test_callers(int rounds) {
+  constexpr std::size_t kCallers = 3;
+  const std::vector<Isa> isas = usable_isas();
+  for (std::size_t seed = 0; seed < static_cast<std::size_t>(rounds); ++seed) {
+    std::unique_ptr<Call<float>> own[kCallers];
+    std::vector<Exact<float>> expected[kCallers];
+    int wrong[kCallers] = {};
+    std::vector<std::thread> callers;
+    for (std::size_t i = 0; i < kCallers; ++i) {
+      own[i] = random_call<float>(3 * seed + i);
+      for (const Isa isa : isas) expected[i].push_back(own[i]->run(isa, 1));
+    }
+    for (std::size_t i = 0; i < kCallers; ++i) {
+      callers.emplace_back([&, i] {
+        for (std::size_t turn = 0; turn < 2 * isas.size(); ++turn) {
+          const std::size_t isa = (turn + i) % isas.size();
+          wrong[i] += !own[i]->run(isas[isa], 1 + static_cast<int>((turn + seed) % 4)).same(expected[i][isa]);
+        }
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    for (const int count : wrong) check(count == 0, "callers, seed " + std::to_string(seed) + ": the same bits");
+  }
+}
+
+// One PackedWeights, asked by several threads for layouts in turn: an older layout stays whole while it is used.
+void test_shared_weights(int rounds) {
+  const std::vector<Isa> isas = usable_isas();
+  Random random(99);
+  const DenoiserShape shape{1, 3, 20, 2, 33};
+  Weights<float> weights(random, shape);
+  PackedWeights<float> packed(shape, weights.arrays());
+  std::vector<std::thread> callers;
+  std::vector<double> sums(4);
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    callers.emplace_back([&, i] {
+      for (int turn = 0; turn < 20 * rounds; ++turn) {
+        const Isa isa = isas[(static_cast<std::size_t>(turn) + i) % isas.size()];
+        const auto arena = packed.current(kernels_of<float>(isa));
+        for (Index k = 0; k < 20; ++k) sums[i] += static_cast<double>(arena->view.blocks[0].q.bias[k]);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  const double spread = *std::max_element(sums.begin(), sums.end()) - *std::min_element(sums.begin(), sums.end());
+  check(std::abs(spread) < 1e-6 * rounds, "shared weights: every layout holds the same weights");
+}
+
+// Nothing to do is done without touching anything.
+void test_nothing() {
+  for (const Isa isa : asked_isas()) {
+    run_reverse_loops<float>({}, isa, 3);
+    CrossAttentionRequest<float> request{};
+    request.batch = {0, 5, 4, nullptr, nullptr};
+    request.width = 8;
+    request.heads = 2;
+    run_cross_attention(request, isa, 2);
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  alarm(900);  // a hang is a failure
+  if (count > 1 && std::string(arguments[1]) == "--callers") {
+    const int rounds = count > 2 ? std::atoi(arguments[2]) : 10;
+    test_callers(rounds);
+    test_shared_weights(rounds);
+  } else {
+    const int cases = count > 1 ? std::atoi(arguments[1]) : 300;
+    const int first = count > 2 ? std::atoi(arguments[2]) : 0;
+    test_nothing();
+    for (int seed = first; seed < first + cases; ++seed) {
+      test_case<float>(static_cast<std::uint64_t>(seed));
+      if (seed % 4 == 0) test_case<double>(static_cast<std::uint64_t>(seed));
+    }
+    std::string names;
+    for (const Isa isa : asked_isas()) names += std::string(" ") + isa_name(isa);
+    std::printf("%d cases on%s\n", cases, names.c_str());
+  }
+  std::printf(failures == 0 ? "all good\n" : "%d failed\n", failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,98 @@
+"""Compiles csrc/cpu outside of CMake, with the flags that CMakeLists.txt gives each file."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: neither CXX nor g++ nor c++")
+WIDE = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
+
+
+def flags_of_sources(root: Path) -> dict[Path, list[str]]:
+    """Every source file of csrc/cpu that this machine's build has, and its flags."""
+    text = (root / "CMakeLists.txt").read_text(encoding="utf-8")
+    isa_flags = {name: flags.split() for name, flags in re.findall(r'set\(isa_flags_(\w+) ?([^)"]*)', text)}
+    isas = ["portable", *WIDE.get(platform.machine(), [])]
+    common = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
+    common += ["-Wall", "-Wextra", "-Werror"]
+    common += [f"-I{root / 'csrc' / 'include'}", *(f"-DROHYDR_HAS_{isa.upper()}" for isa in isas)]
+    folder = root / "csrc" / "cpu"
+    flags = {}
+    for path in sorted(folder.glob("*.cpp")):
+        if not path.stem.startswith("kernels_"):
+            flags[path] = [*common, *(["-ffp-contract=off"] if path.stem == "philox" else [])]
+    for file in ("kernels_${isa}.cpp", "noise/normal_${isa}.cpp"):
+        # Generator expressions are left out: they change the speed only.
+        options = re.search(re.escape(file) + r'\s+PROPERTIES\s+COMPILE_OPTIONS "([^"$]*)', text)[1]
+        for isa in isas:
+            path = folder / file.replace("${isa}", isa)
+            flags[path] = [*common, *options.strip(";").split(";"), *isa_flags[isa]]
+    return flags
+
+
+def run(command: list, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+
+
+def cache_folder(root: Path, *key: str) -> Path:
+    """A folder for what is built from the sources as they are now; it outlives the test run."""
+    digest = hashlib.sha256(repr((COMPILER, key)).encode())
+    for path in sorted([root / "CMakeLists.txt", *(root / "csrc").rglob("*.cpp"), *(root / "csrc").rglob("*.h")]):
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"rohydr_fast_kernels_{os.getuid()}" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def built_objects(root: Path) -> dict[Path, Path]:
+    """The objects of the package's last build, by source; empty where ninja has something to do or is not there."""
+    sources = [*flags_of_sources(root), *(root / "csrc" / "bindings").glob("*.cpp")]
+    for library in root.glob("build/*/CMakeFiles/rohydr_cpu.dir"):
+        places = {
+            source: folder / f"{source.relative_to(root)}.o"
+            for source in sources
+            for folder in (library, library.parent / "_C.dir")
+            if (folder / f"{source.relative_to(root)}.o").exists()
+        }
+        if len(places) == len(sources) and shutil.which("ninja"):
+            dry_run = run(["ninja", "-n", "-C", library.parents[1]], timeout=60)
+            if "no work to do" in dry_run.stdout:
+                return places
+    return {}
+
+
+def compile_objects(root: Path, folder: Path, extra: list[str]) -> dict[Path, Path]:
+    """Objects of every source file, by source; those that are there already are taken."""
+    objects = {}
+    for source, flags in flags_of_sources(root).items():
+        objects[source] = folder / f"{source.stem}.o"
+        if not objects[source].exists():
+            unfinished = objects[source].with_suffix(f".{os.getpid()}")
+            done = run([COMPILER, *flags, *extra, "-c", source, "-o", unfinished], timeout=280)
+            assert done.returncode == 0, done.stderr
+            unfinished.rename(objects[source])
+    return objects
+
+
+def build_program(root: Path, name: str, extra: list[str]) -> Path:
+    """The program csrc/tests/<name>.cpp, linked with all of csrc/cpu."""
+    folder = cache_folder(root, name, *extra)
+    program = folder / name
+    if not program.exists():
+        objects = compile_objects(root, folder, extra)
+        flags = next(iter(flags_of_sources(root).values()))
+        source = root / "csrc" / "tests" / f"{name}.cpp"
+        unfinished = folder / f"{name}.{os.getpid()}"
+        command = [COMPILER, *flags, *extra, source, *objects.values(), "-o", unfinished, "-pthread"]
+        done = run(command, timeout=280)
+        assert done.returncode == 0, done.stderr
+        unfinished.rename(program)
+    return program

@@ -1,0 +1,186 @@
+"""Random calls of everything that the native core offers: python -m tests.kernels.fuzz CALLS SEED
+
+Exit code 0 when each returned, or raised ValueError or TypeError; whatever else was raised is printed.
+"""
+
+import faulthandler
+import inspect
+import sys
+from collections import Counter
+
+import numpy as np
+
+from . import cases, driver
+
+DTYPES = [
+    "float32",
+    "float64",
+    "float16",
+    "int64",
+    "int32",
+    "uint16",
+    "uint8",
+    "bool",
+    "complex64",
+    "object",
+    ">f4",
+    "U2",
+]
+EXCLUDED = {"build_info", "cuda_device_count"}
+CUDA = {"philox_bits_cuda", "philox_uniform_cuda", "philox_normal_cuda"}  # take addresses, which cannot be checked
+
+
+class Values:
+    """Draws arguments: some that could be right, more that are not."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng(seed)
+        self.valid = [driver.array(t) for t in self.tensors()]
+        block, loop = (
+            cases.CASES[name](3, largest_width=8, samples=2, tokens=3) for name in ("denoiser_block", "reverse_loop")
+        )
+        self.weights = [[driver.array(t) for t in driver.flat(part["weights"])] for part in (block, loop)]
+        self.packed = [driver.pack(part["weights"], part["num_heads"]) for part in (block, loop)]
+        self.problems = [block, loop]
+
+    def tensors(self):
+        for name in cases.CASES:
+            arguments = cases.CASES[name](3, largest_width=8, samples=2, tokens=3)
+            yield from (value for value in arguments.values() if hasattr(value, "numpy"))
+
+    def pick(self, options):
+        return options[int(self.rng.integers(len(options)))]
+
+    def array(self) -> np.ndarray:
+        if self.rng.random() < 0.3:
+            return self.pick(self.valid)
+        shape = [int(n) for n in self.rng.integers(0, 5, int(self.rng.integers(0, 6)))]
+        result = np.zeros(shape, self.pick(DTYPES))
+        kind = self.rng.random()
+        if kind < 0.1 and result.ndim:
+            result = result[::-1]
+        elif kind < 0.2:
+            result = result.T
+        elif kind < 0.3:
+            result = np.broadcast_to(result, [2, *shape])
+        return result
+
+    def integer(self) -> int:
+        return int(
+            self.pick([0, 1, 2, 3, 4, 7, 8, 255, 256, -1, 2**31, 2**32 - 1, 2**48, 2**63, 2**64 - 1, 2**64, -(2**70)])
+        )
+
+    def sequence(self, depth: int) -> object:
+        kind = self.pick([list, tuple])
+        size = self.pick([0, 1, 2, 4, 12, 13, 16])
+        return kind(self.value(depth + 1) for _ in range(size))
+
+    def value(self, depth: int = 0) -> object:
+        choices = [self.array, self.array, self.array, self.integer, self.other]
+        if depth < 2:
+            choices.append(lambda: self.sequence(depth))
+        return self.pick(choices)()
+
+    def other(self) -> object:
+        simple = [
+            None,
+            True,
+            False,
+            "",
+            "text",
+            "portable",
+            b"bytes",
+            1.5,
+            float("nan"),
+            1j,
+            object(),
+            {},
+            set(),
+            range(3),
+        ]
+        simple += [np.float32(1), np.int64(2), np.bool_(True), Ellipsis, int, driver.CORE, Hostile()]
+        return self.pick([*simple, *self.packed, *self.weights])
+
+    def nearly_valid(self, name: str) -> list | None:
+        """Valid arguments of some entries, so that a single wrong one is met by later checks too."""
+        if name not in cases.CASES:
+            return None
+        arguments = (
+            self.problems[name == "reverse_loop"]
+            if name != "cross_attention"
+            else cases.cross_attention_case(3, largest_width=8, samples=2, tokens=3)
+        )
+        packed = None if name == "cross_attention" else self.packed[name == "reverse_loop"]
+        shape = arguments["q" if name == "cross_attention" else "x"].shape
+        return [*driver.positional(name, arguments, packed, np.zeros(tuple(shape), np.float32)), 1]
+
+
+class Hostile:
+    """An object whose every conversion fails."""
+
+    def __index__(self):
+        raise RuntimeError("no index")
+
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+    def __len__(self):
+        return -1
+
+    def __bool__(self):
+        raise RuntimeError("neither")
+
+    def __float__(self):
+        raise RuntimeError("no number")
+
+
+def arity(function) -> int:
+    """Number of parameters, from the signature that pybind11 writes first into the docstring."""
+    line = (inspect.getdoc(function) or "").splitlines()[0]
+    inside = line[line.index("(") + 1 : line.rindex(") ->")]
+    return inside.count(": ") if inside else 0
+
+
+def one_call(values: Values, name: str) -> str:
+    function, arguments = getattr(driver.CORE, name), values.nearly_valid(name)
+    if arguments is None or values.rng.random() < 0.3:
+        arguments = [values.value() for _ in range(arity(function))]
+    elif name == "reverse_loop" and values.rng.random() < 0.7:
+        chain = list(arguments[0][0])
+        chain[int(values.rng.integers(13))] = values.value()
+        arguments[0] = [tuple(chain)]
+    else:
+        arguments[int(values.rng.integers(len(arguments)))] = values.value()
+    if values.rng.random() < 0.05:
+        arguments = arguments[:-1] if values.rng.random() < 0.5 else [*arguments, values.value()]
+    if name == "fma_peak":  # a valid one computes for that long
+        arguments = [a if not isinstance(a, int | float) or a < 4 else -1 for a in arguments]
+    try:
+        function(*arguments)
+    except (ValueError, TypeError) as error:
+        return type(error).__name__
+    except Exception as error:
+        if "no index" in str(error) or "no text" in str(error) or "neither" in str(error) or "no number" in str(error):
+            return "raised by the argument"  # its own error, handed on
+        return f"{name}: {type(error).__name__}: {error}"[:200]
+    return "returned"
+
+
+def main(calls: int, seed: int) -> int:
+    faulthandler.enable()
+    values = Values(seed)
+    names = [
+        name
+        for name in dir(driver.CORE)
+        if callable(getattr(driver.CORE, name))
+        and not name.startswith("_")
+        and name not in EXCLUDED | CUDA
+        and not isinstance(getattr(driver.CORE, name), type)
+    ]
+    outcomes = Counter(one_call(values, values.pick(names)) for _ in range(calls))
+    print(dict(outcomes))
+    return int(bool(set(outcomes) - {"ValueError", "TypeError", "returned", "raised by the argument"}))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

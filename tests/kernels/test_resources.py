@@ -1,0 +1,161 @@
+"""Many small calls leave nothing behind: no memory, no thread, no descriptor. Forks and exits at bad moments."""
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from . import cases, driver
+
+pytestmark = driver.needs_core
+
+CALLS = 30_000
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="no /proc to read memory and threads from"
+)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def threads_and_descriptors() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def small_calls(threads: int):
+    """One function for each operation: the core with prepared arguments, which the function keeps alive."""
+    functions = []
+    for operation in cases.CASES:
+        limits = {"layers": 1, "steps": 2} if operation == "reverse_loop" else {}
+        arguments = cases.CASES[operation](1, largest_width=8, samples=2, tokens=4, keys=3, **limits)
+        packed = None
+        if operation != "cross_attention":
+            packed = driver.pack(arguments["weights"], arguments["num_heads"])
+        out = driver.Guarded(
+            tuple(arguments["q" if operation == "cross_attention" else "x"].shape), driver.torch.float32
+        )
+        values = driver.positional(operation, arguments, packed, out.array)
+        functions.append(functools.partial(getattr(driver.CORE, operation), *values, threads))
+    return functions
+
+
+@needs_proc
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_calls_leave_nothing_behind(threads):
+    functions = small_calls(threads)
+    number = (
+        CALLS if threads == 1 else CALLS // 5
+    )  # waking a thread costs more than a small call, above all on one core
+    refused = driver.CORE.cross_attention
+
+    def calls(count: int) -> None:
+        for turn in range(count):
+            functions[turn % len(functions)]()
+            if turn % 10 == 0:
+                try:
+                    refused(None, None, None, 1, None, None, threads)
+                except ValueError:
+                    pass
+
+    calls(500)
+    memory, others = resident(), threads_and_descriptors()
+    calls(number)
+    grown = resident() - memory
+    assert grown < 2**20, f"{number} calls grew the process by {grown // 1024} KiB"
+    assert threads_and_descriptors() == others
+
+
+@needs_proc
+def test_packing_again_and_again_leaves_nothing_behind(monkeypatch):
+    arguments = cases.reverse_loop_case(2, largest_width=32, layers=2, steps=1, samples=1)
+    for warm in (True, False):
+        memory = resident()
+        for turn in range(100 if warm else 1000):
+            monkeypatch.setenv("ROHYDR_FAST_CPU", driver.ISAS[turn % len(driver.ISAS)])
+            packed = driver.pack(arguments["weights"], arguments["num_heads"])
+            packed.refresh()
+            if turn % 10 == 0:
+                driver.native("reverse_loop", arguments, packed=packed)
+    assert resident() - memory < 2**20
+
+
+@needs_proc
+def test_threads_of_callers_give_their_memory_back():
+    """Each calling thread keeps a workspace; it must go with the thread."""
+    arguments = cases.reverse_loop_case(3, largest_width=160, samples=6, tokens=70, layers=1, steps=1)
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            caller = threading.Thread(target=driver.native, args=("reverse_loop", arguments))
+            caller.start()
+            caller.join()
+
+    rounds(30)
+    memory, others = resident(), threads_and_descriptors()
+    rounds(150)
+    assert resident() - memory < 4 * 2**20, "150 workspaces of about a megabyte each"
+    assert threads_and_descriptors()[0] <= others[0]
+
+
+FORK = """
+import os, sys
+from tests.kernels import cases, driver
+arguments = cases.reverse_loop_case(4, largest_width=32, samples=4, tokens=40, steps=2)
+expected = [driver.native("reverse_loop", arguments, threads=threads) for threads in (1, 3)]
+for threads in (1, 3, 4):
+    child = os.fork()
+    if child == 0:
+        same = all(
+            driver.same_bits(driver.native("reverse_loop", arguments, threads=t), expected[0]) for t in (threads, 1, 2)
+        )
+        os._exit(0 if same else 7)
+    assert os.waitpid(child, 0)[1] == 0, "the child computed something else, or ended otherwise"
+    assert driver.same_bits(driver.native("reverse_loop", arguments, threads=threads), expected[0])
+"""
+
+# Short calls come back to Python while it ends; a long one is still computing then.
+EXIT = """
+import sys, threading, time
+from tests.kernels import cases, driver
+steps, tokens, threads = {sizes}
+arguments = cases.reverse_loop_case(5, largest_width=64, samples=6, tokens=tokens, steps=steps, scale=0.3)
+packed = driver.pack(arguments["weights"], arguments["num_heads"])
+out = driver.Guarded(tuple(arguments["x"].shape), driver.torch.float32)
+call = driver.positional("reverse_loop", arguments, packed, out.array)
+started = threading.Event()
+
+def run():
+    started.set()
+    while True:
+        driver.CORE.reverse_loop(*call, threads)
+
+threading.Thread(target=run, daemon=True).start()
+started.wait()
+time.sleep({wait})
+"""
+
+
+def run_script(script: str, root: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+
+@needs_fork
+def test_a_child_computes_the_same_bits(repo_root):
+    done = run_script(FORK, repo_root)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("steps", "tokens"), [(1, 1), (400, 70)], ids=["short calls", "a long call"])
+def test_python_ends_while_a_daemon_thread_computes(steps, tokens, threads, repo_root):
+    for wait in (0.0, 0.05):
+        done = run_script(EXIT.format(sizes=(steps, tokens, threads), wait=wait), repo_root)
+        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
+        assert done.stderr == ""
