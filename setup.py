@@ -2,6 +2,7 @@
 
 ROHYDR_FAST_BUILD chooses what is built. auto (default): C++ always, CUDA when nvcc is found. cpp: C++ only.
 cuda: both, or an error without nvcc. none: pure Python, served by the reference backend.
+ROHYDR_FAST_WERROR=1 makes warnings errors, for those who work on the sources.
 Neither a network nor a GPU nor torch is needed. The outcome is written to rohydr_fast/build_info.json.
 """
 
@@ -108,6 +109,7 @@ class BuildNative(build_ext):
         configure = [cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir}"]
         configure += [f"-DROHYDR_VERSION={self.distribution.get_version()}", f"-DROHYDR_CUDA={'ON' if nvcc else 'OFF'}"]
+        configure += [f"-DROHYDR_WERROR={'ON' if os.environ.get('ROHYDR_FAST_WERROR') == '1' else 'OFF'}"]
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}"] if nvcc else []
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         try:
