@@ -134,6 +134,7 @@ class TrainConfig:
     strategy: str = _option("three-stage", "three-stage (the paper's), two-stage or one-stage (Table 5)")
     without: str = _option("", "parts to take out: hddm, ur, d, mr, for example hddm,ur (Tables 3 and 4)")
     chain_grad: str = _option("full", "gradient through the reverse chain: full, last-K such as last-5, or none")
+    max_memory: int = _option(2048, "MiB that the reverse chains of a step may keep for their gradient (backend cpp)")
     steps: int | None = _option(None, "reverse steps K (default: the preset's)")
     prediction: str = _option("eps", "what the denoiser predicts: eps (as printed in Eq. 2), v or x0")
     diffusion_loss: str = _option("hybrid", "Eq. 3 as nll (as printed), kl (closed form) or hybrid")
@@ -155,7 +156,8 @@ class TrainConfig:
         for name in ("lambda_al", "lambda_c", "ema", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{_flag(name)}: must be between 0 and 1, got {getattr(self, name)}. Change it.")
-        for name, least in (("batch_size", 1), ("samples", 1), ("epochs", 1), ("patience", 0), ("seed", 0)):
+        least_of = {"batch_size": 1, "samples": 1, "epochs": 1, "max_memory": 1, "patience": 0, "seed": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{_flag(name)}: must be {least} or more, got {value}. Change it.")

@@ -6,7 +6,8 @@ import pytest
 
 from rohydr_fast import _native
 
-FUSED = ("cross_attention", "denoiser_block", "reverse_loop")
+FORWARD = ("cross_attention", "denoiser_block", "denoiser", "reverse_loop")
+FUSED = (*FORWARD, "denoiser_block_backward", "denoiser_backward", "reverse_loop_backward")
 
 needs_core = pytest.mark.skipif(not _native.status()[0], reason=_native.status()[1])
 
@@ -15,6 +16,7 @@ class Call(NamedTuple):
     op: str
     chains: int
     threads: int
+    tapes: int  # chains of a reverse loop, or of its way back, that keep the activations
 
 
 class SpyCore:
@@ -29,7 +31,9 @@ class SpyCore:
             return found
 
         def call(*args):
-            self.calls.append(Call(name, len(args[0]) if name == "reverse_loop" else 1, args[-1]))
+            chains = args[0] if name.startswith("reverse_loop") else []
+            tapes = sum(chain[-1] is not None for chain in chains)
+            self.calls.append(Call(name, len(chains) or 1, args[-1], tapes))
             return found(*args)
 
         return call

@@ -25,7 +25,58 @@ struct ReverseLoopRequest {
   std::uint64_t seed;
   const std::int64_t* sample_ids;  // (B)
   std::uint32_t modality;
-  T* out;  // (B, T, C), zeros at tokens that the mask leaves out
+  T* out;     // (B, T, C), zeros at tokens that the mask leaves out
+  std::int64_t kept_steps;  // the last so many steps leave behind what the way back needs:
+  T* states;  // (kept_steps, B, T, C): x_t that step i starts from at i - 1, or null
+  T* kept;    // kept_elements() of it, activations, or null
+};
+
+// The gradients of one modality's reverse diffusion. All outputs are written whole.
+template <class T>
+struct ReverseLoopBackwardRequest {
+  ReverseLoopRequest<T> forward;  // x and out are not read; states are
+  const T* out_gradient;          // (B, T, C)
+  T* x_gradient;                  // (B, T, C) of x_t of the first step that is given
+  T* block_modulation_gradient;   // (K, L, 9, W)
+  T* final_modulation_gradient;   // (K, 2, W)
+  T* condition_gradient;          // (L, 2, B, S, W)
+  std::vector<T*> weight_gradients;  // in order of use, shaped like the weights
+};
+
+// Linear layers of equal shape on the same rows, see rohydr_fast/ops/linears.
+template <class T>
+struct LinearsRequest {
+  std::vector<const T*> weights;  // each (columns, depth)
+  std::vector<const T*> biases;   // each (columns)
+  std::int64_t rows, depth, columns;
+  const T* x;  // (rows, depth)
+  T* out;      // y_i starts at i matrix_stride, its rows are row_stride apart
+  std::int64_t matrix_stride, row_stride;
+};
+
+// The network of Eq. 2 once.
+template <class T>
+struct DenoiserRequest {
+  PackedWeights<T>* weights;
+  Batch batch;
+  const T* x;                 // (B, T, C)
+  const T* position;          // (T, W)
+  const T* block_modulation;  // (M, L, 9, W)
+  const T* final_modulation;  // (M, 2, W)
+  std::int64_t modulations;   // M: 1 or B
+  const T* cond_kv;           // (L, 2, B, S, W)
+  T* out;                     // (B, T, 2C), zeros at tokens that the mask leaves out
+};
+
+template <class T>
+struct DenoiserBackwardRequest {
+  DenoiserRequest<T> forward;  // out is not used
+  const T* out_gradient;       // (B, T, 2C)
+  T* x_gradient;               // (B, T, C)
+  T* block_modulation_gradient;
+  T* final_modulation_gradient;
+  T* condition_gradient;
+  std::vector<T*> weight_gradients;
 };
 
 template <class T>
@@ -40,6 +91,16 @@ struct DenoiserBlockRequest {
 };
 
 template <class T>
+struct DenoiserBlockBackwardRequest {
+  DenoiserBlockRequest<T> forward;  // out is not used
+  const T* out_gradient;            // (B, T, W)
+  T* x_gradient;                    // (B, T, W)
+  T* modulation_gradient;           // (M, 9, W)
+  T* condition_gradient;            // (2, B, S, W)
+  std::vector<T*> weight_gradients;
+};
+
+template <class T>
 struct CrossAttentionRequest {
   Batch batch;
   std::int64_t width, heads;
@@ -49,12 +110,27 @@ struct CrossAttentionRequest {
   T* out;      // (B, T, W)
 };
 
+// The room that `kept` of a request needs; so much depends on the masks.
+template <class T>
+std::int64_t kept_elements(PackedWeights<T>& weights, const Batch& batch, std::int64_t steps, Isa isa);
+
 template <class T>
 void run_reverse_loops(const std::vector<ReverseLoopRequest<T>>& requests, Isa isa, int threads);
+template <class T>
+void run_reverse_loops_backward(const std::vector<ReverseLoopBackwardRequest<T>>& requests, Isa isa, int threads);
+template <class T>
+void run_denoiser(const DenoiserRequest<T>& request, Isa isa, int threads);
+template <class T>
+void run_denoiser_backward(const DenoiserBackwardRequest<T>& request, Isa isa, int threads);
+template <class T>
+void run_denoiser_block_backward(const DenoiserBlockBackwardRequest<T>& request, Isa isa, int threads);
 template <class T>
 void run_denoiser_block(const DenoiserBlockRequest<T>& request, Isa isa, int threads);
 template <class T>
 void run_cross_attention(const CrossAttentionRequest<T>& request, Isa isa, int threads);
+
+template <class T>
+void run_linears(const LinearsRequest<T>& request, Isa isa, int threads);
 
 // The kernels of an instruction set; float64 has portable ones only.
 template <class T>

@@ -32,6 +32,35 @@ struct DenoiserView {
   std::int64_t layers, channels, width, heads;
 };
 
+// W' of every matrix, unscaled and without bias, for the way back.
+template <class T>
+struct TransposedView {
+  PackedMatrix<T> in, out;
+  const BlockView<T>* blocks;
+};
+
+// Where the gradients of one matrix and its bias are added up, in the panels of PackedMatrix.
+template <class T>
+struct MatrixGradient {
+  T* weight;
+  T* bias;
+  std::int64_t columns;  // rounded up to whole vectors
+  std::int64_t depth;
+};
+
+template <class T>
+struct BlockGradient {
+  MatrixGradient<T> qkv, self_out, q, cross_out, fc1, fc2;
+};
+
+template <class T>
+struct DenoiserGradient {
+  MatrixGradient<T> in, out;
+  const BlockGradient<T>* blocks;
+  T* block_modulation;  // (K, L, 9, stride)
+  T* final_modulation;  // (K, 2, stride)
+};
+
 // One sample of a group. Rows are its real tokens, keys its existing condition tokens.
 struct Member {
   std::int64_t sample;     // in the batch
@@ -48,6 +77,7 @@ struct Group {
   std::int64_t rows;
   const std::int32_t* token;    // (rows) the token that a row is
   const std::int32_t* counting;  // 0, 1, 2, ... at least as many as rows
+  std::int64_t kept_offset;     // where the group's kept activations start, if they are kept
 };
 
 // Threads that share a group: each owns some of its rows.
@@ -76,10 +106,49 @@ struct LoopCall {
   const T* block_modulation;   // (K, L, 9, stride)
   const T* final_modulation;   // (K, 2, stride)
   const double* coefficients;  // (K, 4) c_x, c_p, log beta, log btilde
+  std::int64_t kept_steps;     // the last so many steps are kept:
+  T* states;                   // (kept_steps, B, T, C) gets x_t, or null
+  T* kept;  // activations for the way back, see `Kernels::kept_size`, or null; teams of one then
   const std::int64_t* sample_ids;
   PhiloxRequest noise;  // seed, modality, stream
   NormalKernel normals;
   std::int64_t tokens, steps;
+};
+
+// The way back through all steps that the call holds. x_t of every step comes from the forward; its activations do too,
+// or are computed again.
+template <class T>
+struct BackwardCall {
+  LoopCall<T> forward;  // x and out are not read
+  TransposedView<T> transposed;
+  const T* states;        // (K, B, T, C): x_t that step i starts from at i - 1
+  const T* kept;          // activations of the forward, or null: they are computed again
+  const T* out_gradient;  // (B, T, C)
+  T* x_gradient;          // (B, T, C) of x_K
+  T* condition_gradient;  // like Condition::data, added to
+};
+
+// The network of Eq. 2 once, at each sample's own step or at one for all.
+template <class T>
+struct DenoiserCall {
+  DenoiserView<T> denoiser;
+  Condition<T> condition;
+  const T* x;                 // (B, T, C)
+  T* out;                     // (B, T, 2C)
+  const T* position;          // (T, stride)
+  const T* block_modulation;  // (M, L, 9, stride), M 1 or B
+  const T* final_modulation;  // (M, 2, stride)
+  bool per_sample;            // M is B
+  std::int64_t tokens;
+};
+
+template <class T>
+struct DenoiserBackwardCall {
+  DenoiserCall<T> forward;  // out is not read
+  TransposedView<T> transposed;
+  const T* out_gradient;  // (B, T, 2C)
+  T* x_gradient;          // (B, T, C)
+  T* condition_gradient;  // like Condition::data, added to
 };
 
 template <class T>
@@ -88,9 +157,18 @@ struct BlockCall {
   Condition<T> condition;
   const T* x;           // (B, T, W)
   T* out;               // (B, T, W)
-  const T* modulation;  // (9, stride), or (B, 9, stride) with modulation_step = 9 stride
-  std::int64_t modulation_step;
+  const T* modulation;  // (M, 9, stride), M 1 or B
+  bool per_sample;      // M is B
   std::int64_t tokens;
+};
+
+template <class T>
+struct BlockBackwardCall {
+  BlockCall<T> forward;  // out is not read
+  TransposedView<T> transposed;
+  const T* out_gradient;  // (B, T, W)
+  T* x_gradient;          // (B, T, W)
+  T* condition_gradient;  // like Condition::data, added to
 };
 
 template <class T>
@@ -102,19 +180,45 @@ struct AttentionCall {
   std::int64_t tokens, keys, width, heads;
 };
 
-// Every function returns how many (query, head) pairs left the cheap path of softmax. `memory` is the team's workspace,
-// aligned to 64 bytes, of at least workspace(...) elements.
+constexpr std::int64_t kLinearsColumns = 192;  // a multiple of every panel
+
+// Layers y_i = x W_i' + b_i of equal shape on the same rows.
+template <class T>
+struct LinearsCall {
+  const T* x;               // (R, depth)
+  const T* const* weights;  // each (columns, depth)
+  const T* const* biases;   // each (columns)
+  T* out;                   // y_i starts at i matrix_stride, its rows are row_stride apart
+  std::int64_t depth, columns, matrix_stride, row_stride;
+};
+
+// Functions on groups return how many (query, head) pairs left the cheap path of softmax. `memory` is the team's
+// workspace, aligned to 64 bytes, of at least workspace(...) elements.
 template <class T>
 struct Kernels {
   int lanes;         // of a vector
   int tile_vectors;  // of a panel of weights
   std::int64_t (*workspace)(const DenoiserView<T>& denoiser, const Group& group, int team_size);
   std::int64_t (*reverse_loop)(const LoopCall<T>& call, const Group& group, const Team& team, T* memory);
+  std::int64_t (*denoiser)(const DenoiserCall<T>& call, const Group& group, const Team& team, T* memory);
   std::int64_t (*denoiser_block)(const BlockCall<T>& call, const Group& group, const Team& team, T* memory);
   std::int64_t (*attention_workspace)(std::int64_t rows, std::int64_t width);
   std::int64_t (*cross_attention)(const AttentionCall<T>& call, const Member& member, std::int64_t first,
                                   std::int64_t rows, T* memory);
   double (*fma_peak)(std::int64_t iterations);  // runs a chain of multiply-adds; returns its FLOP
+  std::int64_t (*kept_size)(const DenoiserView<T>& denoiser, const Group& group);  // of one step
+  std::int64_t (*backward_workspace)(const DenoiserView<T>& denoiser, const Group& group);
+  // Adds to `gradient` and to what the call points to.
+  std::int64_t (*reverse_loop_backward)(const BackwardCall<T>& call, const DenoiserGradient<T>& gradient,
+                                        const Group& group, T* memory);
+  std::int64_t (*denoiser_backward)(const DenoiserBackwardCall<T>& call, const DenoiserGradient<T>& gradient,
+                                    const Group& group, T* memory);
+  std::int64_t (*denoiser_block_backward)(const BlockBackwardCall<T>& call, const DenoiserGradient<T>& gradient,
+                                          const Group& group, T* memory);
+  std::int64_t (*linears_workspace)(std::int64_t depth);
+  // kLinearsColumns columns of one layer, for some rows.
+  void (*linears)(const LinearsCall<T>& call, std::int64_t matrix, std::int64_t column, std::int64_t first,
+                  std::int64_t rows, T* memory);
 };
 
 template <class T>

@@ -43,61 +43,95 @@ class Packer {
 
   void pack(PackedArena<T>& result) {
     const auto [layers, channels, width, heads, hidden] = shape_;
-    const std::int64_t block =
-        room(3 * width, width) + 3 * room(width, width) + room(hidden, width) + room(width, hidden);
-    const std::int64_t ends = channels > 0 ? room(width, channels) + room(2 * channels, width) : 0;
-    next_ = static_cast<T*>(result.memory.reserve(static_cast<std::size_t>(layers * block + ends) * sizeof(T)));
-    result.blocks.resize(static_cast<std::size_t>(layers));
+    reserve(result.memory, result.blocks, &Packer::room);
     result.view = {{}, {}, result.blocks.data(), layers, channels, width, heads};
-    if (channels > 0) result.view.in = take(width, channels);
-    for (BlockView<T>& view : result.blocks) {
-      view.qkv = take(3 * width, width, width);
-      view.self_out = take(width, width);
-      view.q = take(width, width, width);
-      view.cross_out = take(width, width);
-      view.fc1 = take(hidden, width);
-      view.fc2 = take(width, hidden);
-    }
-    if (channels > 0) result.view.out = take(2 * channels, width);
+    const T scale = static_cast<T>(kLog2e / std::sqrt(static_cast<double>(width / heads)));
+    walk(result.view.in, result.view.out, result.blocks,
+         [&](std::int64_t columns, std::int64_t depth, std::int64_t queries) {
+           const WeightArray& w = arrays_[array_++];
+           const WeightArray& b = arrays_[array_++];
+           const PackedMatrix<T> matrix = take(columns, depth, [&](std::int64_t column, std::int64_t k) {
+             return widened<T>(w, column * depth + k) * (column < queries ? scale : T(1));
+           });
+           T* const bias = next_;
+           next_ += lines(columns);
+           for (std::int64_t i = 0; i < round_up(columns, lanes_); ++i) {
+             bias[i] = i < columns ? widened<T>(b, i) * (i < queries ? scale : T(1)) : T(0);
+           }
+           return PackedMatrix<T>{matrix.data, bias, columns, depth};
+         });
+  }
+
+  void pack_transposed(PackedArena<T>& result) {
+    reserve(result.transposed_memory, result.transposed_blocks, &Packer::transposed_room);
+    result.transposed = {{}, {}, result.transposed_blocks.data()};
+    walk(result.transposed.in, result.transposed.out, result.transposed_blocks,
+         [&](std::int64_t columns, std::int64_t depth, std::int64_t) {
+           const WeightArray& w = arrays_[array_];
+           array_ += 2;
+           return take(depth, columns,
+                       [&](std::int64_t column, std::int64_t k) { return widened<T>(w, k * depth + column); });
+         });
   }
 
  private:
-  std::int64_t room(std::int64_t columns, std::int64_t depth) const {
-    const std::int64_t padded = round_up(columns, lanes_);
-    return padded * depth + round_up(padded, kAlignment / static_cast<std::int64_t>(sizeof(T)));
+  // Calls visit(columns, depth, queries) for every matrix in order of use; the first `queries` columns are Q.
+  template <class Visit>
+  void walk(PackedMatrix<T>& in, PackedMatrix<T>& out, std::vector<BlockView<T>>& blocks, const Visit& visit) {
+    const auto [layers, channels, width, heads, hidden] = shape_;
+    array_ = 0;
+    if (channels > 0) in = visit(width, channels, 0);
+    for (BlockView<T>& view : blocks) {
+      view.qkv = visit(3 * width, width, width);
+      view.self_out = visit(width, width, 0);
+      view.q = visit(width, width, width);
+      view.cross_out = visit(width, width, 0);
+      view.fc1 = visit(hidden, width, 0);
+      view.fc2 = visit(width, hidden, 0);
+    }
+    if (channels > 0) out = visit(2 * channels, width, 0);
   }
 
-  // The next `columns` x `depth` weights and their bias; the first `queries` rows are the queries of attention.
-  PackedMatrix<T> take(std::int64_t columns, std::int64_t depth, std::int64_t queries = 0) {
-    const WeightArray& w = arrays_[array_++];
-    const WeightArray& b = arrays_[array_++];
-    const T scale = static_cast<T>(kLog2e / std::sqrt(static_cast<double>(shape_.width / shape_.heads)));
+  using Room = std::int64_t (Packer::*)(std::int64_t, std::int64_t) const;
+  std::int64_t lines(std::int64_t columns) const {
+    return round_up(round_up(columns, lanes_), kAlignment / static_cast<std::int64_t>(sizeof(T)));
+  }
+  std::int64_t room(std::int64_t columns, std::int64_t depth) const {
+    return round_up(columns, lanes_) * depth + lines(columns);
+  }
+  std::int64_t transposed_room(std::int64_t columns, std::int64_t depth) const { return lines(depth) * columns; }
+
+  void reserve(Arena& memory, std::vector<BlockView<T>>& blocks, Room room_of) {
+    const auto [layers, channels, width, heads, hidden] = shape_;
+    const auto need = [&](std::int64_t columns, std::int64_t depth) { return (this->*room_of)(columns, depth); };
+    const std::int64_t block =
+        need(3 * width, width) + 3 * need(width, width) + need(hidden, width) + need(width, hidden);
+    const std::int64_t ends = channels > 0 ? need(width, channels) + need(2 * channels, width) : 0;
+    next_ = static_cast<T*>(memory.reserve(static_cast<std::size_t>(layers * block + ends) * sizeof(T)));
+    blocks.resize(static_cast<std::size_t>(layers));
+  }
+
+  // Panels of the matrix whose element at (column, k) is `element(column, k)`.
+  template <class Element>
+  PackedMatrix<T> take(std::int64_t columns, std::int64_t depth, const Element& element) {
     const std::int64_t padded = round_up(columns, lanes_);
     T* const panels = next_;
-    T* const bias = panels + padded * depth;
-    next_ += room(columns, depth);
+    next_ += padded * depth;
     for (std::int64_t column = 0; column < padded;) {
       const std::int64_t panel = column + panel_ <= padded ? panel_ : lanes_;
       T* const target = panels + column * depth;
-      for (std::int64_t c = 0; c < panel; ++c) {
-        bias[column + c] = column + c < columns ? element(b, column + c, column + c < queries ? scale : T(1)) : T(0);
-      }
       for (std::int64_t begin = 0; begin < depth; begin += kBlock) {  // a block of the panel stays in the cache
         const std::int64_t end = std::min(depth, begin + kBlock);
         for (std::int64_t c = 0; c < panel; ++c) {
-          const std::int64_t row = column + c;
-          const T factor = row < queries ? scale : T(1);
           for (std::int64_t k = begin; k < end; ++k) {
-            target[k * panel + c] = row < columns ? element(w, row * depth + k, factor) : T(0);
+            target[k * panel + c] = column + c < columns ? element(column + c, k) : T(0);
           }
         }
       }
       column += panel;
     }
-    return {panels, bias, columns, depth};
+    return {panels, nullptr, columns, depth};
   }
-
-  static T element(const WeightArray& array, std::int64_t index, T factor) { return widened<T>(array, index) * factor; }
 
   static constexpr std::int64_t kBlock = 16;
   const DenoiserShape& shape_;
@@ -136,7 +170,7 @@ PackedWeights<T>::PackedWeights(const DenoiserShape& shape, std::vector<WeightAr
 template <class T>
 std::size_t PackedWeights<T>::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return copy_.size() + (packed_ ? packed_->memory.bytes() : 0);
+  return copy_.size() + (packed_ ? packed_->memory.bytes() + packed_->transposed_memory.bytes() : 0);
 }
 
 template <class T>
@@ -151,10 +185,10 @@ bool PackedWeights<T>::unchanged() const {
 }
 
 template <class T>
-std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>& kernels) {
+std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>& kernels, bool transposed) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const bool same_layout = lanes_ == kernels.lanes && tile_vectors_ == kernels.tile_vectors;
-  if (packed_ && same_layout && unchanged()) return packed_;
+  if (packed_ && same_layout && unchanged() && (!transposed || packed_->transposed.blocks != nullptr)) return packed_;
   packed_.reset();
   copy_.clear();
   for (const WeightArray& array : arrays_) {
@@ -169,7 +203,9 @@ std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>
     kept += array.bytes();
   }
   auto fresh = std::make_shared<PackedArena<T>>();  // older ones may still be read by others
-  Packer<T>(shape_, copied, kernels.lanes, kernels.tile_vectors).pack(*fresh);
+  Packer<T> packer(shape_, copied, kernels.lanes, kernels.tile_vectors);
+  packer.pack(*fresh);
+  if (transposed) packer.pack_transposed(*fresh);
   packed_ = std::move(fresh);
   lanes_ = kernels.lanes;
   tile_vectors_ = kernels.tile_vectors;

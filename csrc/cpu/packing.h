@@ -51,6 +51,10 @@ struct PackedArena {
   Arena memory;
   std::vector<BlockView<T>> blocks;
   DenoiserView<T> view{};
+  // For the way back; packed at its first use.
+  Arena transposed_memory;
+  std::vector<BlockView<T>> transposed_blocks;
+  TransposedView<T> transposed{};
 };
 
 template <class T>
@@ -62,7 +66,8 @@ class PackedWeights {
 
   // The weights as they are now: packed again if an array's bytes changed since, or if `kernels` lays out panels in
   // another way. Several threads may ask at once; whoever holds an older result keeps it whole.
-  std::shared_ptr<const PackedArena<T>> current(const Kernels<T>& kernels);
+  // `transposed` is filled where asked for.
+  std::shared_ptr<const PackedArena<T>> current(const Kernels<T>& kernels, bool transposed = false);
 
   const DenoiserShape& shape() const { return shape_; }
   std::size_t bytes() const;

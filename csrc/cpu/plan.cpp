@@ -16,8 +16,13 @@ constexpr std::int64_t kGroupRows = 64;
 constexpr std::int64_t kRowsOfMember = 8;  // what a member of a team gets at least, see OwnRows
 constexpr double kTeamEfficiency = 0.85;   // of a team of two and more: rows do not split evenly, and members wait
 
+// Python may hand over any byte; as a bool, only 0 and 1 have a meaning in C++.
+bool is_set(const bool* mask, std::int64_t i) { return reinterpret_cast<const unsigned char*>(mask)[i] != 0; }
+
 std::int64_t count(const bool* mask, std::int64_t size) {
-  return mask == nullptr ? size : std::count(mask, mask + size, true);
+  if (mask == nullptr) return size;
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(mask);
+  return size - std::count(bytes, bytes + size, 0);
 }
 
 // The time that the tasks take on `teams` teams of `size` threads, each task going to the team that is free first.
@@ -84,18 +89,18 @@ Grouping::Grouping(const Batch& batch, std::int64_t rows, bool alone)
     const std::int64_t own = count(tokens, batch.tokens);
     if (own == 0) continue;
     if (groups_.empty() || alone || groups_.back().rows + own > rows) {
-      groups_.push_back({members_.data() + members_.size(), 0, 0, token_.data() + token_.size(), counting_.data()});
+      groups_.push_back({members_.data() + members_.size(), 0, 0, token_.data() + token_.size(), counting_.data(), 0});
     }
     Member member{sample, groups_.back().rows, own, counting_.data(), batch.keys};
     for (std::int64_t t = 0; t < batch.tokens; ++t) {
-      if (tokens == nullptr || tokens[t]) token_.push_back(static_cast<std::int32_t>(t));
+      if (tokens == nullptr || is_set(tokens, t)) token_.push_back(static_cast<std::int32_t>(t));
     }
     if (batch.key_mask != nullptr) {
       const bool* const mask = batch.key_mask + sample * batch.keys;
       member.keys = keys_.data() + keys_.size();
       member.key_count = count(mask, batch.keys);
       for (std::int64_t s = 0; s < batch.keys; ++s) {
-        if (mask[s]) keys_.push_back(static_cast<std::int32_t>(s));
+        if (is_set(mask, s)) keys_.push_back(static_cast<std::int32_t>(s));
       }
     }
     members_.push_back(member);

@@ -25,6 +25,7 @@ class Grouping {
   Grouping(Grouping&&) = default;
 
   const std::vector<Group>& groups() const { return groups_; }
+  std::vector<Group>& groups() { return groups_; }
 
  private:
   std::vector<std::int32_t> counting_, token_, keys_;

@@ -10,17 +10,22 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../cpu/calls.h"
-#include "random_calls.h"
+#include "backward_calls.h"
+#include "forward_calls.h"
 
 namespace {
 
 using namespace rohydr;
+
+constexpr int kThreads[] = {2, 3, 4, 8};
 
 int failures = 0;
 
@@ -31,30 +36,53 @@ void check(bool good, const std::string& what) {
   ++failures;
 }
 
-template <class T>
-bool all_finite(const Exact<T>& values) {
-  return std::all_of(values.data(), values.data() + values.count(), [](T value) { return std::isfinite(value); });
-}
-
 // The instruction sets to run: the one that is asked for, or every one.
 std::vector<Isa> asked_isas() {
   return std::getenv("ROHYDR_FAST_CPU") != nullptr ? std::vector<Isa>{selected_isa()} : usable_isas();
 }
 
 template <class T>
+std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
+  Random random(seed);
+  switch (seed % 8) {
+    case 0:
+      return std::make_unique<LoopOf<T>>(random);
+    case 1:
+      return std::make_unique<DenoiserOf<T>>(random);
+    case 2:
+      return std::make_unique<BlockOf<T>>(random);
+    case 3:
+      return std::make_unique<AttentionOf<T>>(random);
+    case 4:
+      return std::make_unique<LinearsOf<T>>(random);
+    case 5:
+      return std::make_unique<LoopBackwardOf<T>>(random);
+    case 6:
+      return std::make_unique<DenoiserBackwardOf<T>>(random);
+    default:
+      return std::make_unique<BlockBackwardOf<T>>(random);
+  }
+}
+
+template <class T>
 void test_case(std::uint64_t seed) {
   const std::unique_ptr<Call<T>> call = random_call<T>(seed);
+  std::size_t turn = seed / 8;
   for (const Isa isa : asked_isas()) {
     const std::string name = std::string(isa_name(isa)) + (sizeof(T) == 8 ? " double" : " float") + " seed " +
                              std::to_string(seed);
-    const Exact<T> alone = call->run(isa, 1);
+    const Results<T> alone = call->run(isa, 1, 0);
     check(all_finite(alone), name + ": every element is written and finite");
-    const int threads = 2 + static_cast<int>(seed % 4);
-    check(call->run(isa, threads).same(alone), name + ": the same bits with " + std::to_string(threads) + " threads");
+    const auto same_again = [&](int way, const std::string& when) {
+      const int threads = kThreads[turn++ % std::size(kThreads)];
+      check(same(call->run(isa, threads, way), alone),
+            name + ": the same bits with " + std::to_string(threads) + " threads, way " + std::to_string(way) + when);
+    };
+    for (int way = 0; way < call->ways(); ++way) same_again(way, "");
     call->change_weights();
-    call->run(isa, 1);
+    call->run(isa, 1, 0);
     call->change_weights();
-    check(call->run(isa, threads).same(alone), name + ": the same bits after the weights changed and changed back");
+    same_again(0, ", after the weights changed and changed back");
   }
   check(call->inputs_unchanged(), "seed " + std::to_string(seed) + ": inputs are as they were");
 }
@@ -65,18 +93,19 @@ void test_callers(int rounds) {
   const std::vector<Isa> isas = usable_isas();
   for (std::size_t seed = 0; seed < static_cast<std::size_t>(rounds); ++seed) {
     std::unique_ptr<Call<float>> own[kCallers];
-    std::vector<Exact<float>> expected[kCallers];
+    std::vector<Results<float>> expected[kCallers];
     int wrong[kCallers] = {};
     std::vector<std::thread> callers;
     for (std::size_t i = 0; i < kCallers; ++i) {
-      own[i] = random_call<float>(3 * seed + i);
-      for (const Isa isa : isas) expected[i].push_back(own[i]->run(isa, 1));
+      own[i] = random_call<float>(kCallers * seed + i);
+      for (const Isa isa : isas) expected[i].push_back(own[i]->run(isa, 1, 0));
     }
     for (std::size_t i = 0; i < kCallers; ++i) {
       callers.emplace_back([&, i] {
         for (std::size_t turn = 0; turn < 2 * isas.size(); ++turn) {
           const std::size_t isa = (turn + i) % isas.size();
-          wrong[i] += !own[i]->run(isas[isa], 1 + static_cast<int>((turn + seed) % 4)).same(expected[i][isa]);
+          const int threads = 1 + static_cast<int>((turn + seed) % 4), way = static_cast<int>(turn) % own[i]->ways();
+          wrong[i] += !same(own[i]->run(isas[isa], threads, way), expected[i][isa]);
         }
       });
     }
@@ -85,7 +114,8 @@ void test_callers(int rounds) {
   }
 }
 
-// One PackedWeights, asked by several threads for layouts in turn: an older layout stays whole while it is used.
+// One PackedWeights, asked by several threads for layouts in turn, every other time for the way back too: an older
+// layout stays whole while it is used.
 void test_shared_weights(int rounds) {
   const std::vector<Isa> isas = usable_isas();
   Random random(99);
@@ -97,9 +127,14 @@ void test_shared_weights(int rounds) {
   for (std::size_t i = 0; i < sums.size(); ++i) {
     callers.emplace_back([&, i] {
       for (int turn = 0; turn < 20 * rounds; ++turn) {
-        const Isa isa = isas[(static_cast<std::size_t>(turn) + i) % isas.size()];
-        const auto arena = packed.current(kernels_of<float>(isa));
+        const Kernels<float>& kernels = kernels_of<float>(isas[(static_cast<std::size_t>(turn) + i) % isas.size()]);
+        const bool transposed = turn % 2 == 1;
+        const auto arena = packed.current(kernels, transposed);
         for (Index k = 0; k < 20; ++k) sums[i] += static_cast<double>(arena->view.blocks[0].q.bias[k]);
+        if (!transposed) continue;
+        const PackedMatrix<float>& q = arena->transposed.blocks[0].q;
+        const Index count = round_up(q.columns, kernels.lanes) * q.depth;
+        sums[i] += std::accumulate(q.data, q.data + count, 0.0);
       }
     });
   }
@@ -112,6 +147,7 @@ void test_shared_weights(int rounds) {
 void test_nothing() {
   for (const Isa isa : asked_isas()) {
     run_reverse_loops<float>({}, isa, 3);
+    run_reverse_loops_backward<float>({}, isa, 3);
     CrossAttentionRequest<float> request{};
     request.batch = {0, 5, 4, nullptr, nullptr};
     request.width = 8;
@@ -134,7 +170,7 @@ int main(int count, char** arguments) {
     test_nothing();
     for (int seed = first; seed < first + cases; ++seed) {
       test_case<float>(static_cast<std::uint64_t>(seed));
-      if (seed % 4 == 0) test_case<double>(static_cast<std::uint64_t>(seed));
+      if (seed / 8 % 4 == 0) test_case<double>(static_cast<std::uint64_t>(seed));
     }
     std::string names;
     for (const Isa isa : asked_isas()) names += std::string(" ") + isa_name(isa);

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops import philox
 from ..ops.dispatch import constant_when_traced
-from ..ops.reverse_loop import Chain, NoiseKey, reverse_loops
+from ..ops.reverse_loop import Chain, Modulation, NoiseKey, first_undefined_steps, reverse_loops
 from ..ops.reverse_loop.reference import step_noise
 from .schedule import Schedule
 
@@ -43,10 +43,12 @@ def sample(
     noise: NoiseKey | None = None,
     grad_steps: int | None = None,
     backend: str | None = None,
+    max_memory: int | None = None,
 ) -> Tensor:
     """Draw x_0 from noise by K reverse steps (Eq. 2), in the denoiser's normalised units.
 
-    Condition keys and values, modulation and coefficients are computed once, before the loop.
+    Condition keys and values, modulation and coefficients are computed once, before the loop. All of it runs in the
+    wider dtype of `cond` and the denoiser, also under `torch.autocast`.
 
     Args:
         denoiser: a `models.denoiser.Denoiser`.
@@ -61,28 +63,33 @@ def sample(
         noise: the key of the noise, instead of `seed` and the row number.
         grad_steps: gradients run through the last so many steps; None is all of them, 0 none.
         backend: see `rohydr_fast.explain`.
+        max_memory: bytes to keep for the way back, see `ops.reverse_loop.reverse_loops`; any number by default.
 
     Returns:
         (B, T, C). Rows that `token_mask` leaves out hold numbers without meaning.
 
     Raises:
-        UsageError: shapes or step counts that do not fit.
+        UsageError: shapes or step counts that do not fit, too little memory.
         BackendUnavailable: the named backend cannot run this call.
 
-    Cost: one native call on "cpp". With `torch.compile(fullgraph=True)` there is no graph break.
+    Cost: one native call on "cpp" for the loop, and one for all gradients. With `torch.compile(fullgraph=True)` there
+    is no graph break.
     """
     request = SampleRequest(
         denoiser, cond, steps, seed, tokens, key_mask, token_mask, schedule, prediction, noise, grad_steps
     )
-    return sample_many([request], backend=backend)[0]
+    return sample_many([request], backend=backend, max_memory=max_memory)[0]
 
 
-def sample_many(requests: Sequence[SampleRequest], *, backend: str | None = None) -> list[Tensor]:
+def sample_many(
+    requests: Sequence[SampleRequest], *, backend: str | None = None, max_memory: int | None = None
+) -> list[Tensor]:
     """Several independent calls of `sample` at once, for example one for each missing modality.
 
     Args:
         requests: the arguments of each, see `sample`; one dtype and one device for all.
         backend: see `rohydr_fast.explain`.
+        max_memory: bytes to keep for the way back through all of them, see `ops.reverse_loop.reverse_loops`.
 
     Returns:
         (B, T, C) for each request, the same numbers as `sample` gives on the same backend.
@@ -91,9 +98,15 @@ def sample_many(requests: Sequence[SampleRequest], *, backend: str | None = None
         UsageError: as `sample`.
         BackendUnavailable: the named backend cannot run this call.
 
-    Cost: one native call on "cpp" for all requests.
+    Cost: one native call on "cpp" for all requests, and one for all gradients.
     """
-    return reverse_loops([_chain(request) for request in requests], backend=backend)
+    return reverse_loops([_chain(request) for request in requests], backend=backend, max_memory=max_memory)
+
+
+@torch.no_grad()
+def undefined_steps(requests: Sequence[SampleRequest], *, backend: str | None = None) -> list[int | None]:
+    """For each request, the first step whose result is not finite, or None; see `ops.reverse_loop`. Runs them again."""
+    return first_undefined_steps([_chain(request) for request in requests], backend=backend)
 
 
 def _chain(request: SampleRequest) -> Chain:
@@ -106,13 +119,16 @@ def _chain(request: SampleRequest) -> Chain:
     schedule = Schedule() if request.schedule is None else request.schedule
     timesteps, coefficients = _table(schedule, request.steps, request.prediction)
     with torch.set_grad_enabled(torch.is_grad_enabled() and request.grad_steps != 0):
-        start = cond.new_empty(cond.shape[0], tokens, denoiser.channels)
+        weights = denoiser.weights()
+        dtype = torch.promote_types(cond.dtype, weights.in_weight.dtype)
+        start = cond.new_empty((cond.shape[0], tokens, denoiser.channels), dtype=dtype)
+        modulation = denoiser.modulation(timesteps.to(cond.device))
         return Chain(
             step_noise(start, noise, step=0, stream=philox.Stream.START),
-            denoiser.position(tokens),
-            denoiser.modulation(timesteps.to(cond.device)),
-            denoiser.condition_kv(cond),
-            denoiser.weights(),
+            denoiser.position(tokens).to(dtype),
+            Modulation(modulation.blocks.to(dtype), modulation.final.to(dtype)),
+            denoiser.condition_kv(cond).to(dtype),
+            weights,
             coefficients.to(cond.device),
             noise,
             denoiser.num_heads,

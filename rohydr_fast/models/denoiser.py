@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ..ops.denoiser import DenoiserWeights, Modulation, denoiser
 from ..ops.denoiser_block import BlockWeights
-from ..ops.reverse_loop import DenoiserWeights, Modulation
-from ..ops.reverse_loop.reference import denoiser
+from ..ops.linears import linears
 from .sequences import positions, sinusoidal
 
 TIME_FEATURES = 256
@@ -33,6 +33,14 @@ class DenoiserBlock(nn.Module):
         """The parameters in the order of use."""
         layers = (self.qkv, self.self_out, self.q, self.cross_out, self.fc1, self.fc2)
         return BlockWeights(*(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
+
+
+def _linears(x: Tensor, layers: list[nn.Linear], **options) -> Tensor:
+    """In the wider dtype of `x` and the parameters, computed in float32 if that is a half."""
+    wider = torch.promote_types(x.dtype, layers[0].weight.dtype)
+    dtype = torch.promote_types(wider, torch.float32)
+    weights = [layer.weight.to(dtype) for layer in layers]
+    return linears(x.to(dtype), weights, [layer.bias.to(dtype) for layer in layers], **options).to(wider)
 
 
 class Denoiser(nn.Module):
@@ -70,14 +78,17 @@ class Denoiser(nn.Module):
 
         They depend on the step alone: one table serves a whole chain and every sample.
         """
-        embedding = sinusoidal(timesteps, TIME_FEATURES).to(self.out.weight.dtype)
-        time = nn.functional.silu(self.time(embedding))  # (K, W)
-        blocks = torch.stack([block.modulation(time).unflatten(-1, (9, -1)) for block in self.blocks], 1)
-        return Modulation(blocks, self.final_modulation(time).unflatten(-1, (2, -1)))
+        time = sinusoidal(timesteps, TIME_FEATURES).to(self.out.weight.dtype)
+        for layer in (self.time[0], self.time[2]):
+            time = nn.functional.silu(_linears(time, [layer])[0])  # (K, W)
+        blocks = _linears(time, [block.modulation for block in self.blocks], rows_first=True)
+        final = _linears(time, [self.final_modulation])[0]
+        return Modulation(blocks.unflatten(-1, (9, -1)), final.unflatten(-1, (2, -1)))
 
     def condition_kv(self, encoded: Tensor) -> Tensor:
         """W_K^(i) E and W_V^(i) E of all blocks: (B, S, W) to (L, 2, B, S, W). Once for a chain."""
-        return torch.stack([torch.stack(block.kv(encoded).chunk(2, -1)) for block in self.blocks])
+        both = _linears(encoded.flatten(0, 1), [block.kv for block in self.blocks], parts=2)  # (2 L, B S, W)
+        return both.view(len(self.blocks), 2, *encoded.shape)
 
     def position(self, tokens: int) -> Tensor:
         """Positions (T, W) added to the embedded tokens."""
@@ -91,12 +102,15 @@ class Denoiser(nn.Module):
         token_mask: Tensor | None = None,
         key_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The prediction and v at x_t for samples at their own steps `t` (B,): the call of Eq. 3."""
+        """The prediction and v at x_t for samples at their own steps `t` (B,): the call of Eq. 3.
+
+        It is computed in the dtype of the parameters or, if that is wider, of `x`, also under `torch.autocast`.
+        """
         return denoiser(
             x,
             self.position(x.shape[1]),
-            self.modulation(t),
-            self.condition_kv(encoded),
+            Modulation(*[part.to(x.dtype) for part in self.modulation(t)]),
+            self.condition_kv(encoded).to(x.dtype),
             self.weights(),
             num_heads=self.num_heads,
             token_mask=token_mask,

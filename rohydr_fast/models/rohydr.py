@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..diffusion.sampler import sample_many
+from ..diffusion.sampler import SampleRequest, sample_many, undefined_steps
 from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
 from .condition import ConditionEncoder
@@ -134,33 +134,47 @@ class RoHyDR(nn.Module):
         return lengths
 
     def recover(
-        self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, grad_steps: int | None = None
+        self,
+        conditions: dict[str, Condition],
+        sample_ids: Tensor,
+        *,
+        seed: int,
+        grad_steps: int | None = None,
+        max_memory: int | None = None,
     ) -> dict[str, Recovered]:
         """X_rec: the reverse chain from noise, then UR (Eq. 2 and 4). `sample_ids` (B,) and `seed` key the noise.
 
-        The chains of all modalities are one call.
+        The chains of all modalities are one call, which may keep `max_memory` bytes for the way back.
         """
-        recovered = {}
-        for m, x in self._generate(conditions, sample_ids, seed, grad_steps).items():
-            recovered[m] = Recovered(conditions[m].rows, self.ur[m](x) if self.ur is not None else x)
-        return recovered
-
-    def _generate(
-        self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
-    ) -> Sequences:
-        """x~_m^(0) of every missing modality; without HDDM (Table 3) the representation is filled with zeros."""
-        if self.hddm is None:
+        if self.hddm is None:  # Table 3: the representation is filled with zeros
             like, channels = self.classifier.out.weight, self.config.channels
-            return {
+            generated = {
                 m: Sequence(like.new_zeros(len(c.rows), int(c.lengths.max()), channels), c.lengths)
                 for m, c in conditions.items()
             }
+        else:
+            requests = self._requests(conditions, sample_ids, seed, grad_steps)
+            drawn = zip(conditions.items(), sample_many(requests, max_memory=max_memory), strict=True)
+            generated = {m: self.hddm[m].recovered(x_0, c.lengths) for (m, c), x_0 in drawn}
+        return {
+            m: Recovered(conditions[m].rows, self.ur[m](x) if self.ur is not None else x) for m, x in generated.items()
+        }
+
+    def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, int]:
+        """The modalities whose chains leave the finite numbers, and the first step of each that does. Runs them."""
+        if self.hddm is None:
+            return {}
+        found = undefined_steps(self._requests(conditions, sample_ids, seed, grad_steps=0))
+        return {m: step for m, step in zip(conditions, found, strict=True) if step is not None}
+
+    def _requests(
+        self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
+    ) -> list[SampleRequest]:
         requests = []
         for m, c in conditions.items():
             noise = self.hddm[m].noise_key(seed, sample_ids[c.rows.to(sample_ids.device)])
             requests.append(self.hddm[m].request(c.lengths, c.encoded, c.key_mask, noise, grad_steps=grad_steps))
-        drawn = zip(conditions.items(), sample_many(requests), strict=True)
-        return {m: self.hddm[m].recovered(x_0, c.lengths) for (m, c), x_0 in drawn}
+        return requests
 
     def complete(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Sequences:
         """X_Mrec = X_avail + X_rec: the recovered rows replace whatever stood in a missing modality's rows."""

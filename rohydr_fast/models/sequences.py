@@ -1,10 +1,13 @@
 """Ragged sequences: a representation is (B, T, C) with the real tokens first, and lengths (B,)."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..ops.dispatch import in_func_transform
 
 
 class Sequence(NamedTuple):
@@ -31,8 +34,25 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 def sinusoidal(values: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines, then sines, of `values` at `width` / 2 geometric frequencies: (..., width); odd widths end in 0.
 
-    Used for positions, so that sequences of any length have one, and for diffusion steps.
+    Used for positions, so that sequences of any length have one, and for diffusion steps. On the CPU the result may be
+    shared with later calls: read it only.
     """
+    if type(values) is Tensor and values.is_cpu and not torch.compiler.is_compiling() and not in_func_transform():
+        content = values.numpy().tobytes()
+        return _remembered(content, values.dtype, tuple(values.shape), width, max_period)
+    return _sinusoidal(values, width, max_period)
+
+
+@lru_cache(maxsize=128)
+def _remembered(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], width: int, max_period: float) -> Tensor:
+    """Not for the time that it saves: torch computes cosines on its thread pool, whose threads then spin for some
+    milliseconds on cores that the native core is about to use."""
+    with torch.inference_mode(False), torch.no_grad():
+        values = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return _sinusoidal(values.view(shape), width, max_period)
+
+
+def _sinusoidal(values: Tensor, width: int, max_period: float) -> Tensor:
     half = width // 2
     rates = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values[..., None].float() * rates

@@ -76,27 +76,56 @@ def check_block(op, x, modulation, cond_kv, weights, num_heads, token_mask, key_
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[2]), x)
 
 
-def check_chain(op: str, chain) -> None:
-    """What `reference.reverse_loop` says of its arguments, `chain` a `reference.Chain`."""
-    x, cond_kv, modulation, weights = chain.x, chain.cond_kv, chain.modulation, chain.weights
+def check_denoiser(op, x, position, modulation, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
+    """What `denoiser.reference.denoiser` says of its arguments; modulation of one row, or of 1 or B."""
     _check_float(op, "x", x, "(B, T, C)")
+    rows = ()
+    if modulation.final.dim() == 3:
+        rows = (modulation.final.shape[0] if modulation.final.shape[0] == 1 else x.shape[0],)
+    _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask)
+
+
+def check_linears(op: str, x: Tensor, weights, biases, parts: int) -> None:
+    """Rows (R, D), n >= 1 weights (P C, D) and biases (P C,), P dividing the outputs."""
+    if x.dim() != 2 or not x.is_floating_point():
+        fail(op, "x", "be (R, D) of a float dtype", _what(x), "Flatten it, or convert it.")
+    if len(weights) != len(biases) or not weights:
+        fail(op, "biases", "be as many as weights, at least one", len(biases), "Pass one for each layer.")
+    outputs = weights[0].shape[0] if weights[0].dim() == 2 else None
+    for name, tensors, shape in (("weights", weights, (outputs, x.shape[1])), ("biases", biases, (outputs,))):
+        if [(t.shape, t.dtype, t.device) for t in tensors] != [(shape, x.dtype, x.device)] * len(tensors):
+            for i, tensor in enumerate(tensors):
+                check_like(op, f"{name}[{i}]", tensor, shape, x)
+    if parts < 1 or outputs % parts:
+        fail(op, "parts", f"divide the {outputs} outputs of a layer", parts, "Choose a divisor.")
+
+
+def check_chain(op: str, chain) -> None:
+    """What `reverse_loop.reference.reverse_loop` says of its arguments, `chain` a `Chain` of that module."""
+    _check_float(op, "x", chain.x, "(B, T, C)")
+    rows = (_check_coefficients(op, chain.coefficients),)
+    network = (chain.cond_kv, chain.weights, chain.num_heads, chain.token_mask, chain.key_mask)
+    _check_network(op, chain.x, chain.position, chain.modulation, rows, *network)
+    _check_noise(op, chain.noise, chain.x.shape[0])
+    if chain.grad_steps is not None and chain.grad_steps < 0:
+        fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
+
+
+def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
+    """Everything of a denoiser but the rank of `x`; `rows` are the leading sizes of its modulation."""
     if cond_kv.dim() != 5:
         fail(op, "cond_kv", "be (L, 2, B, S, W)", _what(cond_kv), "Stack the blocks' K and V.")
     batch, tokens, channels = x.shape
     layers, width = cond_kv.shape[0], cond_kv.shape[4]
-    steps = _check_coefficients(op, chain.coefficients)
-    check_heads(op, width, chain.num_heads)
+    check_heads(op, width, num_heads)
     check_like(op, "cond_kv", cond_kv, (layers, 2, batch, None, width), x)
     _check_keys(op, cond_kv.shape[3])
-    check_like(op, "position", chain.position, (tokens, width), x)
-    check_like(op, "modulation.blocks", modulation.blocks, (steps, layers, 9, width), x)
-    check_like(op, "modulation.final", modulation.final, (steps, 2, width), x)
+    check_like(op, "position", position, (tokens, width), x)
+    check_like(op, "modulation.blocks", modulation.blocks, (*rows, layers, 9, width), x)
+    check_like(op, "modulation.final", modulation.final, (*rows, 2, width), x)
     _check_denoiser_weights(op, weights, layers, width, channels, x)
-    _check_noise(op, chain.noise, batch)
-    check_mask(op, "token_mask", chain.token_mask, (batch, tokens), x)
-    check_mask(op, "key_mask", chain.key_mask, (batch, cond_kv.shape[3]), x)
-    if chain.grad_steps is not None and chain.grad_steps < 0:
-        fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
+    check_mask(op, "token_mask", token_mask, (batch, tokens), x)
+    check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[3]), x)
 
 
 def _check_shape(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

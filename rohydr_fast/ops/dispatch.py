@@ -10,7 +10,7 @@ from ..errors import BackendUnavailable, RohydrError
 from .registry import select
 
 # Both are torch's own switches for what a tensor does not show: a dual level, and vmap, grad or jvp of torch.func.
-_in_func_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+in_func_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def constant_when_traced(function):
@@ -27,26 +27,53 @@ def wants_gradient(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
 
 
-def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool) -> str:
+def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool, grad_of: tuple[str, ...] = ()) -> str:
     """The backend of a call on `x`; under `torch.compile` the choice is made once, when the call is traced.
+
+    Args:
+        needs_grad, grad_of: see `support`.
 
     Raises:
         UsageError: no such backend.
         BackendUnavailable: the named backend cannot run this call.
     """
-    transformed = forward_ad._current_level >= 0 or _in_func_transform()
+    transformed = forward_ad._current_level >= 0 or in_func_transform()
+    facts = (x.device.type, x.dtype, needs_grad, grad_of, transformed)
     if not torch.compiler.is_compiling():
-        return select(op, backend, device=x.device.type, dtype=x.dtype, needs_grad=needs_grad, transformed=transformed)
-    name, refusal = _choose_for_trace(op, backend, x.device.type, x.dtype, needs_grad, transformed)
+        return _select(op, backend, *facts)
+    name, refusal = _choose_for_trace(op, backend, *facts)
     if refusal:
         raise BackendUnavailable(refusal)
     return name
 
 
+def wanting(x: Tensor, weights: Iterable[Tensor], /, **tensors: Tensor) -> tuple[str, ...]:
+    """The fact `grad_of` of a call on `x`: which of `tensors`, and "bfloat16 weights" if there are such."""
+    names = [name for name, tensor in tensors.items() if tensor.requires_grad]
+    if any([weight.requires_grad and weight.dtype != x.dtype for weight in weights]):
+        names.append("bfloat16 weights")
+    return tuple(names)
+
+
+def run_reference(function, x: Tensor, *args, **options):
+    """`function(x, ...)` in the dtype of its arguments: as the native core, it takes no notice of `torch.autocast`."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return function(x, *args, **options)
+    with torch.autocast(device, enabled=False):
+        return function(x, *args, **options)
+
+
+def _select(op, backend, device, dtype, needs_grad, grad_of, transformed) -> str:
+    return select(
+        op, backend, device=device, dtype=dtype, needs_grad=needs_grad, grad_of=grad_of, transformed=transformed
+    )
+
+
 @constant_when_traced
-def _choose_for_trace(op, backend, device, dtype, needs_grad, transformed) -> tuple[str, str]:
+def _choose_for_trace(op, backend, *facts) -> tuple[str, str]:
     """The name, or the sentence of a refusal: an exception in here would reach the user as one of the compiler's."""
     try:
-        return select(op, backend, device=device, dtype=dtype, needs_grad=needs_grad, transformed=transformed), ""
+        return _select(op, backend, *facts), ""
     except RohydrError as error:
         return "", str(error)

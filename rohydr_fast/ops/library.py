@@ -1,24 +1,24 @@
-"""The operations as `torch.ops.rohydr_fast.*`: what torch needs to trace, compile and dispatch the native core.
+"""The operations as `torch.ops.rohydr_fast.*`: what torch needs to trace, compile, differentiate and dispatch them.
 
 Each has a schema, a CPU implementation over `rohydr_fast._C`, and a fake one that gives shapes alone. Inputs are only
 read, whatever their strides; every result is a fresh contiguous tensor. An empty result calls nothing. The number of
-threads is torch's at the time of the call. There is no backward pass: a call that would need one is an error.
+threads is torch's at the time of the call. The gradients are in `gradients`; a call that records one of an operation
+that has none is an error.
 """
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _native
 from ..errors import BackendUnavailable
-from .packing import CACHE, as_array
+from . import gradients
+from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
+from .linears import operation as linears
+from .packing import CACHE, as_array, as_optional_array, native_threads
 
 NAMESPACE = "rohydr_fast"
-
-_SEED_MASK = 2**64 - 1
-_MAX_THREADS = 256  # of one call of the core
 
 
 def signed(seed: int) -> int:
@@ -31,7 +31,8 @@ def _cross_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_mask: 
     out = torch.empty(q.shape, dtype=q.dtype)
     if out.numel():
         arrays = (as_array(q), as_array(k), as_array(v))
-        _native.load().cross_attention(*arrays, num_heads, _mask(key_mask), out.numpy(), _threads())
+        mask = as_optional_array(key_mask)
+        _native.load().cross_attention(*arrays, num_heads, mask, out.numpy(), native_threads())
     return out
 
 
@@ -47,54 +48,58 @@ def _denoiser_block(
     out = torch.empty(x.shape, dtype=x.dtype)
     if out.numel():
         packed = CACHE.get("block", weights, num_heads, x.dtype == torch.float64)
-        arrays = (as_array(x), as_array(modulation), as_array(cond_kv), _mask(token_mask), _mask(key_mask))
-        _native.load().denoiser_block(packed, *arrays, out.numpy(), _threads())
+        arrays = (as_array(x), as_array(modulation), as_array(cond_kv))
+        masks = (as_optional_array(token_mask), as_optional_array(key_mask))
+        _native.load().denoiser_block(packed, *arrays, *masks, out.numpy(), native_threads())
     return out
 
 
-def _reverse_loops(
-    x: list[Tensor],
-    position: list[Tensor],
-    modulation_blocks: list[Tensor],
-    modulation_final: list[Tensor],
-    cond_kv: list[Tensor],
-    coefficients: list[Tensor],
-    sample_ids: list[Tensor],
-    token_mask: list[Tensor | None],
-    key_mask: list[Tensor | None],
+def _denoiser(
+    x: Tensor,
+    position: Tensor,
+    modulation_blocks: Tensor,
+    modulation_final: Tensor,
+    cond_kv: Tensor,
     weights: list[Tensor],
-    weight_counts: list[int],
-    num_heads: list[int],
-    seeds: list[int],
-    modalities: list[int],
-) -> list[Tensor]:
-    outs, chains, end = [], [], 0
+    num_heads: int,
+    token_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    out = torch.empty((*x.shape[:2], 2 * x.shape[2]), dtype=x.dtype)
+    if out.numel():
+        packed = CACHE.get("denoiser", weights, num_heads, x.dtype == torch.float64)
+        arrays = [as_array(tensor) for tensor in (x, position, modulation_blocks, modulation_final, cond_kv)]
+        masks = (as_optional_array(token_mask), as_optional_array(key_mask))
+        _native.load().denoiser(packed, *arrays, *masks, out.numpy(), native_threads())
+    return out
+
+
+def _reverse_loops(x: list[Tensor], *lists) -> list[Tensor]:
+    return _run_loops(x, ChainLists(*lists), [0] * len(x), [0] * len(x))[0]
+
+
+def _reverse_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    *lists, grad_steps, tape_sizes = arguments
+    return _run_loops(x, ChainLists(*lists), grad_steps, tape_sizes)
+
+
+def _run_loops(x: list[Tensor], chains: ChainLists, grad_steps: list[int], tape_sizes: list[int]) -> tuple:
+    """x_0 of each chain; the x_t that its last `grad_steps` steps start from, zeros at masked tokens; and its tape."""
+    outs = [torch.empty(start.shape, dtype=start.dtype) for start in x]
+    tapes = [torch.empty(size, dtype=start.dtype) for start, size in zip(x, tape_sizes, strict=True)]
+    states, calls = [], []
+    weights = by_chain(chains.weights, chains.weight_counts)
     for i, start in enumerate(x):
-        begin, end = end, end + weight_counts[i]
-        out = torch.empty(start.shape, dtype=start.dtype)
-        outs.append(out)
-        if not out.numel():
-            continue
-        chains.append(
-            (
-                CACHE.get("denoiser", weights[begin:end], num_heads[i], start.dtype == torch.float64),
-                as_array(start),
-                as_array(position[i]),
-                as_array(modulation_blocks[i]),
-                as_array(modulation_final[i]),
-                as_array(cond_kv[i]),
-                as_array(coefficients[i]),
-                seeds[i] & _SEED_MASK,
-                as_array(sample_ids[i]),
-                modalities[i],
-                _mask(token_mask[i]),
-                _mask(key_mask[i]),
-                out.numpy(),
-            )
-        )
-    if chains:
-        _native.load().reverse_loop(chains, _threads())
-    return outs
+        steps = grad_steps[i]
+        make = torch.empty if chains.token_mask[i] is None else torch.zeros
+        states.append(make((steps, *start.shape), dtype=start.dtype))
+        if start.numel():
+            kept = states[i].numpy() if steps else None
+            tape = tapes[i].numpy() if tape_sizes[i] else None
+            calls.append((*chains.native(i, start, weights[i]), outs[i].numpy(), kept, tape))
+    if calls:
+        _native.load().reverse_loop(calls, native_threads())
+    return outs, states, tapes
 
 
 def _philox_normal(
@@ -103,62 +108,77 @@ def _philox_normal(
     from . import philox  # which imports this module
 
     return philox.normal(
-        seed & _SEED_MASK, sample_ids, modality=modality, step=step, stream=stream, count=count, backend=backend
+        seed & SEED_MASK, sample_ids, modality=modality, step=step, stream=stream, count=count, backend=backend
     )
-
-
-def _threads() -> int:
-    return min(torch.get_num_threads(), _MAX_THREADS)
 
 
 def _like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _fake_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    *_, grad_steps, tape_sizes = arguments
+    states = [start.new_empty((steps, *start.shape)) for start, steps in zip(x, grad_steps, strict=True)]
+    tapes = [start.new_empty(size) for start, size in zip(x, tape_sizes, strict=True)]
+    return [_like(start) for start in x], states, tapes
+
+
+_MASKS = "Tensor? token_mask=None, Tensor? key_mask=None"
 _SCHEMAS = {
     "cross_attention": "(Tensor q, Tensor k, Tensor v, int num_heads, Tensor? key_mask=None) -> Tensor",
     "denoiser_block": (
-        "(Tensor x, Tensor modulation, Tensor cond_kv, Tensor[] weights, int num_heads, Tensor? token_mask=None, "
-        "Tensor? key_mask=None) -> Tensor"
+        f"(Tensor x, Tensor modulation, Tensor cond_kv, Tensor[] weights, int num_heads, {_MASKS}) -> Tensor"
     ),
-    "reverse_loops": (
-        "(Tensor[] x, Tensor[] position, Tensor[] modulation_blocks, Tensor[] modulation_final, Tensor[] cond_kv, "
-        "Tensor[] coefficients, Tensor[] sample_ids, Tensor?[] token_mask, Tensor?[] key_mask, Tensor[] weights, "
-        "int[] weight_counts, int[] num_heads, SymInt[] seeds, int[] modalities) -> Tensor[]"
+    "denoiser": (
+        "(Tensor x, Tensor position, Tensor modulation_blocks, Tensor modulation_final, Tensor cond_kv, "
+        f"Tensor[] weights, int num_heads, {_MASKS}) -> Tensor"
+    ),
+    "reverse_loops": f"(Tensor[] x, {SCHEMA}) -> Tensor[]",
+    "reverse_loops_with_states": (
+        f"(Tensor[] x, {SCHEMA}, SymInt[] grad_steps, SymInt[] tape_sizes) -> (Tensor[], Tensor[], Tensor[])"
     ),
     "philox_normal": (
         "(Tensor sample_ids, SymInt seed, int modality, int step, int stream, SymInt count, str? backend=None) "
         "-> Tensor"
     ),
+    "linears": linears.SCHEMA,
+    **gradients.SCHEMAS,
 }
 _CPU = {
     "cross_attention": _cross_attention,
     "denoiser_block": _denoiser_block,
+    "denoiser": _denoiser,
     "reverse_loops": _reverse_loops,
+    "reverse_loops_with_states": _reverse_loops_with_states,
     "philox_normal": _philox_normal,
+    "linears": linears.run,
+    **gradients.CPU,
 }
 _FAKE = {
     "cross_attention": lambda q, *rest: _like(q),
     "denoiser_block": lambda x, *rest: _like(x),
+    "denoiser": lambda x, *rest: x.new_empty((*x.shape[:2], 2 * x.shape[2])),
     "reverse_loops": lambda x, *rest: [_like(start) for start in x],
+    "reverse_loops_with_states": _fake_loops_with_states,
     "philox_normal": lambda sample_ids, seed, modality, step, stream, count, backend=None: sample_ids.new_empty(
         (sample_ids.shape[0], count), dtype=torch.float32
     ),
+    "linears": linears.allocate,
+    **gradients.FAKE,
 }
 
 
-def _mask(mask: Tensor | None) -> np.ndarray | None:
-    return None if mask is None else as_array(mask)
+_FORMULAS = {"linears": (linears.formula, linears.setup_context), **gradients.FORMULAS}
 
 
 def _without_gradient(op: str, function):
-    """`function`, which refuses a call that records a gradient: an operation without a backward would give none."""
+    """`function`, which refuses a call that records a gradient: an operation without a formula would give none."""
 
     def call(*args, **kwargs):
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
             raise BackendUnavailable(
                 f"torch.ops.{NAMESPACE}.{op}: its inputs must not require a gradient, got one that does. Call the "
-                "function of rohydr_fast.ops, which takes the reference then, or use torch.no_grad()."
+                "function of rohydr_fast.ops, which sees to it, or use torch.no_grad()."
             )
         return function(*args, **kwargs)
 
@@ -180,9 +200,14 @@ def _register() -> torch.library.Library | None:
     library = torch.library.Library(NAMESPACE, "DEF")
     for op, schema in _SCHEMAS.items():
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(op, _without_gradient(op, _CPU[op]), "CPU")
-        library.impl(op, torch.library.fallthrough_kernel, "Autograd")  # torch's own would warn, and only in backward
-        torch.library.register_fake(f"{NAMESPACE}::{op}", _without_gradient(op, _FAKE[op]), lib=library)
+        cpu, fake = _CPU[op], _FAKE[op]
+        if op not in _FORMULAS:
+            cpu, fake = _without_gradient(op, cpu), _without_gradient(op, fake)
+            library.impl(op, torch.library.fallthrough_kernel, "Autograd")  # torch's would warn, and only in backward
+        library.impl(op, cpu, "CPU")
+        torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=library)
+    for op, (formula, setup_context) in _FORMULAS.items():
+        torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=setup_context, lib=library)
     return library
 
 

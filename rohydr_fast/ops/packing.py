@@ -18,6 +18,8 @@ from .. import _native
 MAX_ENTRIES = 32
 MAX_BYTES = 256 * 2**20
 
+_MAX_THREADS = 256  # of one call of the core
+
 
 class PackingCache:
     """The least recently used entries go first, beyond `max_entries` of them or `max_bytes` in sum.
@@ -106,6 +108,16 @@ def as_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.detach().numpy()
+
+
+def as_optional_array(tensor: Tensor | None) -> np.ndarray | None:
+    """`as_array` of what may be None."""
+    return None if tensor is None else as_array(tensor)
+
+
+def native_threads() -> int:
+    """The threads of a call of the core: torch's."""
+    return min(torch.get_num_threads(), _MAX_THREADS)
 
 
 def _pack(kind: str, arrays: list[np.ndarray], num_heads: int, double: bool):

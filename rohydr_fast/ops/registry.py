@@ -15,7 +15,7 @@ from . import support
 from .support import Verdict
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
-OPS = ("philox", "cross_attention", "denoiser_block", "reverse_loop")
+OPS = ("philox", "linears", "cross_attention", "denoiser_block", "denoiser", "reverse_loop")
 VARIABLE = "ROHYDR_FAST_BACKEND"
 
 _context: ContextVar[str | None] = ContextVar("rohydr_fast_backend", default=None)
@@ -85,8 +85,8 @@ def select(op: str, backend: str | None = "auto", **call) -> str:
         backend: a name, which must be usable; "auto" or None leave the choice to the context manager, then to
             ROHYDR_FAST_BACKEND, then to the first usable one of the operation's order of preference.
         call: facts of the call, handed to the predicates: `device` ("cpu" by default) is the type of its tensors,
-            `dtype` theirs, `needs_grad` whether a gradient is wanted; see `support`. The more facts, the surer the
-            answer: without any it says what the best call could take.
+            `dtype` theirs, `needs_grad` whether a gradient is wanted; see `support`, which lists all. The more facts,
+            the surer the answer: without any it says what the best call could take.
 
     "philox" is infrastructure: it gives the same integers on every backend, and every other operation needs it. So a
     backend named by the context manager or the variable that cannot serve it stands for the best usable one there;
@@ -165,7 +165,8 @@ _FUSED = {
     "triton": support.no_triton,
     "cuda": support.no_cuda,
 }
-_PHILOX = {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda}
-_RECORDS = {
-    (op, name): Record(op, name, (_PHILOX if op == "philox" else _FUSED)[name]) for op in OPS for name in BACKENDS
+_BACKENDS = {
+    "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
+    "cross_attention": {**_FUSED, "cpp": support.native_attention},
 }
+_RECORDS = {(op, name): Record(op, name, _BACKENDS.get(op, _FUSED)[name]) for op in OPS for name in BACKENDS}

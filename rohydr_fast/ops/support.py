@@ -4,6 +4,7 @@ A predicate takes the facts of a call, each of which may be unknown:
     device: the type of its tensors, "cpu" or "cuda";
     dtype: the dtype of its tensors, a `torch.dtype` or its name;
     needs_grad: a gradient of the result is wanted;
+    grad_of: names of inputs that want one, as far as a backend may lack it, see `NO_NATIVE_GRADIENT`;
     transformed: the call is inside a transform of `torch.func` or a level of forward-mode differentiation.
 """
 
@@ -13,6 +14,8 @@ from ..errors import UsageError
 Verdict = tuple[bool, str]
 
 NATIVE_DTYPES = ("float32", "float64")
+NO_NATIVE_GRADIENT = ("position", "coefficients", "bfloat16 weights")
+"""Inputs of the fused operations for which the native core has no gradient."""
 
 
 def reference(**call) -> Verdict:
@@ -35,18 +38,26 @@ def native_core(**call) -> Verdict:
         raise UsageError(str(error)) from None
 
 
-def native_fused(*, device="cpu", dtype=None, needs_grad=False, transformed=False) -> Verdict:
-    """The fused operations of the native core: what it cannot do yet, then as `native_core`."""
+def native_fused(*, device="cpu", dtype=None, needs_grad=False, grad_of=(), transformed=False) -> Verdict:
+    """The fused operations of the native core: what it cannot do, then as `native_core`."""
     if device != "cpu":
         return False, f"the native core runs tensors on the CPU, and these are on {device}"
     name = str(dtype).removeprefix("torch.")
     if dtype is not None and name not in NATIVE_DTYPES:
         return False, f"the native core computes {' and '.join(NATIVE_DTYPES)}, and these are {name}"
-    if needs_grad:
-        return False, "the native core has no backward pass yet; gradients need the reference"
+    lacking = [name for name in grad_of if name in NO_NATIVE_GRADIENT]
+    if needs_grad and lacking:
+        return False, f"the native core has no gradient with respect to {lacking[0]}; the reference has"
     if transformed:
         return False, "the native core does not run inside torch.func transforms or forward-mode differentiation"
     return native_core()
+
+
+def native_attention(*, needs_grad=False, **call) -> Verdict:
+    """Attention alone, which has no backward pass in the native core; inside a block it has."""
+    if needs_grad:
+        return False, "the native core has no backward pass of attention alone; gradients need the reference"
+    return native_fused(**call)
 
 
 def no_triton(**call) -> Verdict:

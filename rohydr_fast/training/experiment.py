@@ -116,6 +116,7 @@ def _check_runtime(config: TrainConfig) -> None:
             f"--device: must be a device of this machine, got {config.device!r} ({reason}). Use --device cpu."
         ) from None
     select("reverse_loop", config.backend, device=device, needs_grad=config.grad_steps() != 0)
+    select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3
 
 
 def _train(trainer: Trainer) -> Result:

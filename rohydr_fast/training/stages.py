@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import losses
 from ..config import TrainConfig
 from ..errors import RohydrError
+from ..modalities import NAMES
 from ..models.rohydr import Condition, Recovered, RoHyDR, Sequences, concatenate
 from ..models.sequences import Sequence, token_mask
 from ..ops.philox import derive_seed
@@ -103,21 +104,35 @@ class StageRunner:
         with seeded(derive_seed(seed, batch_index)):
             self.model.train()
             done = self._forward(stage, batch, seed)
-            terms: dict[str, float] = {}
-            objectives: list[Tensor] = []
-            if GENERATOR in stage.objectives and done.conditions:
-                objectives.append(self._generator(stage, done, batch, seed, terms))
-            if ADVERSARIAL in stage.objectives:
-                if self.optimizer_d is not None:
-                    self._discriminator_step(done, terms, place)
-                if self.model.mr is not None or self.optimizer_d is not None:
-                    objectives.append(self._reconstructor(done, terms))
-            if CLASSIFIER in stage.objectives:
-                objectives.append(self._classifier(done, batch, terms))
-            if objectives and (total := torch.stack(objectives).sum()).requires_grad:
-                terms[stage.name] = float(total.detach())
-                terms[f"{stage.name}_grad_norm"] = self._step(self.optimizer, total, terms, place)
+            try:
+                return self._optimise(stage, done, batch, seed, place)
+            except NumericsError as error:
+                raise NumericsError(f"{error}{self._undefined_chains(done, batch, seed)}") from None
+
+    def _optimise(self, stage: Stage, done: Pass, batch: StageBatch, seed: int, place: str) -> dict[str, float]:
+        terms: dict[str, float] = {}
+        objectives: list[Tensor] = []
+        if GENERATOR in stage.objectives and done.conditions:
+            objectives.append(self._generator(stage, done, batch, seed, terms))
+        if ADVERSARIAL in stage.objectives:
+            if self.optimizer_d is not None:
+                self._discriminator_step(done, terms, place)
+            if self.model.mr is not None or self.optimizer_d is not None:
+                objectives.append(self._reconstructor(done, terms))
+        if CLASSIFIER in stage.objectives:
+            objectives.append(self._classifier(done, batch, terms))
+        if objectives and (total := torch.stack(objectives).sum()).requires_grad:
+            terms[stage.name] = float(total.detach())
+            terms[f"{stage.name}_grad_norm"] = self._step(self.optimizer, total, terms, place)
         return terms
+
+    def _undefined_chains(self, done: Pass, batch: StageBatch, seed: int) -> str:
+        """A sentence for each reverse chain that is not finite: where that began."""
+        steps = self.model.undefined_steps(done.conditions, batch.sample_id, seed=seed)
+        return "".join(
+            f" The reverse chain of {NAMES[m]} is not finite from step {step} of {self.model.hddm[m].steps} on."
+            for m, step in steps.items()
+        )
 
     def _forward(self, stage: Stage, batch: StageBatch, seed: int) -> Pass:
         model = self.model
@@ -125,7 +140,13 @@ class StageRunner:
         if GENERATOR in stage.objectives:
             model.update_norms(sequences)
         conditions = model.conditions(sequences, batch.missing)
-        recovered = model.recover(conditions, batch.sample_id, seed=seed, grad_steps=self.config.grad_steps())
+        recovered = model.recover(
+            conditions,
+            batch.sample_id,
+            seed=seed,
+            grad_steps=self.config.grad_steps(),
+            max_memory=self.config.max_memory * 2**20,
+        )
         if stage.objectives == (GENERATOR,):
             return Pass(sequences, conditions, recovered)
         fused = model.fusion(concatenate(sequences, model.complete(sequences, recovered)))

@@ -59,7 +59,8 @@ def chain_inputs(dtype=torch.float64):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("grad_steps", [None, 2])
-def test_chain_and_its_gradient_equal_a_naive_loop(steps, grad_steps):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_chain_and_its_gradient_equal_a_naive_loop(backend, steps, grad_steps):
     cond, key_mask, token_mask, noise = chain_inputs()
     gradients = []
     for chain in ("sample", "naive"):
@@ -67,9 +68,10 @@ def test_chain_and_its_gradient_equal_a_naive_loop(steps, grad_steps):
         condition = cond.clone().requires_grad_()
         if chain == "sample":
             x = sample(denoiser, condition, key_mask=key_mask, token_mask=token_mask, steps=steps, noise=noise,
-                       grad_steps=grad_steps)  # fmt: skip
+                       grad_steps=grad_steps, backend=backend)  # fmt: skip
         else:
-            x = naive_chain(denoiser, condition, noise, key_mask, token_mask, steps, grad_steps)
+            with use_backend("reference"):
+                x = naive_chain(denoiser, condition, noise, key_mask, token_mask, steps, grad_steps)
         real = x[token_mask]
         (real * torch.linspace(-1, 1, real.numel(), dtype=real.dtype).view_as(real)).sum().backward()
         gradients.append([real.detach(), condition.grad] + [p.grad for p in denoiser.parameters()])
@@ -85,10 +87,11 @@ def test_no_gradient_when_none_is_asked_for():
     assert not x.requires_grad
 
 
-def test_every_sigma_parameter_gets_a_gradient_through_the_chain():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_sigma_parameter_gets_a_gradient_through_the_chain(backend):
     cond, key_mask, token_mask, noise = chain_inputs(torch.float32)
     denoiser = make_denoiser()
-    x = sample(denoiser, cond, key_mask=key_mask, token_mask=token_mask, steps=4, noise=noise)
+    x = sample(denoiser, cond, key_mask=key_mask, token_mask=token_mask, steps=4, noise=noise, backend=backend)
     x[token_mask].pow(2).sum().backward()
     sigma_rows = denoiser.out.weight.grad[denoiser.channels :], denoiser.out.bias.grad[denoiser.channels :]
     assert all((rows != 0).all() for rows in sigma_rows)

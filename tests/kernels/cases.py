@@ -140,14 +140,32 @@ def reverse_loop_case(seed: int, *, largest_width: int = MAX_WIDTH, scale: float
     }
 
 
+def denoiser_case(seed: int, *, samples: int | None = None, **fixed) -> dict:
+    """Keywords of `denoiser`: a row of modulation for each sample, or one for all where the seed is odd."""
+    samples = 1 + seed % 5 if samples is None else samples
+    case = reverse_loop_case(seed, samples=samples, steps=samples, **fixed)
+    del case["coefficients"], case["noise"]
+    if seed % 2:
+        case["modulation"] = Modulation(*[table[0] for table in case["modulation"]])
+    return case
+
+
 CASES = {
     "reverse_loop": reverse_loop_case,
+    "denoiser": denoiser_case,
     "denoiser_block": denoiser_block_case,
     "cross_attention": cross_attention_case,
 }
 
 
 SAMPLE_AXIS = {"cond_kv": -3, "q": 0, "k": 0, "v": 0, "x": 0, "token_mask": 0, "key_mask": 0}
+
+
+def take_modulation(modulation: Tensor | Modulation, chosen: Tensor) -> Tensor | Modulation:
+    """The rows of these samples, of what has a row for each sample."""
+    if isinstance(modulation, Tensor):
+        return modulation[chosen] if modulation.dim() == 3 else modulation
+    return Modulation(*(part[chosen] for part in modulation)) if modulation.final.dim() == 3 else modulation
 
 
 def take(arguments: dict, samples: list[int]) -> dict:
@@ -158,8 +176,8 @@ def take(arguments: dict, samples: list[int]) -> dict:
             result[name] = arguments[name].index_select(axis, chosen)
     if "noise" in arguments:
         result["noise"] = arguments["noise"]._replace(sample_ids=arguments["noise"].sample_ids[chosen])
-    elif "x" in arguments and arguments["modulation"].dim() == 3:
-        result["modulation"] = arguments["modulation"][chosen]
+    elif "modulation" in arguments:
+        result["modulation"] = take_modulation(arguments["modulation"], chosen)
     return result
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: n
 WIDE = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
 
 
-def flags_of_sources(root: Path) -> dict[Path, list[str]]:
-    """Every source file of csrc/cpu that this machine's build has, and its flags."""
+def flags_of_sources(root: Path, without: tuple[str, ...] = ()) -> dict[Path, list[str]]:
+    """Every source file of csrc/cpu that this machine's build has, and its flags; `without` these instruction sets."""
     text = (root / "CMakeLists.txt").read_text(encoding="utf-8")
     isa_flags = {name: flags.split() for name, flags in re.findall(r'set\(isa_flags_(\w+) ?([^)"]*)', text)}
-    isas = ["portable", *WIDE.get(platform.machine(), [])]
+    isas = ["portable", *(isa for isa in WIDE.get(platform.machine(), []) if isa not in without)]
     common = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
     common += ["-Wall", "-Wextra", "-Werror"]
     common += [f"-I{root / 'csrc' / 'include'}", *(f"-DROHYDR_HAS_{isa.upper()}" for isa in isas)]
@@ -42,10 +43,17 @@ def run(command: list, **options) -> subprocess.CompletedProcess:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
 
 
-def cache_folder(root: Path, *key: str) -> Path:
-    """A folder for what is built from the sources as they are now; it outlives the test run."""
-    digest = hashlib.sha256(repr((COMPILER, key)).encode())
-    for path in sorted([root / "CMakeLists.txt", *(root / "csrc").rglob("*.cpp"), *(root / "csrc").rglob("*.h")]):
+def cache_folder(root: Path, *key: str, tests: bool = False) -> Path:
+    """A folder for what is built from the sources as they are now; it outlives the test run.
+
+    Args:
+        key: what else it depends on, such as flags.
+        tests: from csrc/tests too, and not only from csrc/cpu and csrc/include.
+    """
+    digest = hashlib.sha256(repr((COMPILER, key, tests)).encode())
+    parts = [root / "csrc" / name for name in ("cpu", "include", *(["tests"] if tests else []))]
+    sources = [path for part in parts for kind in ("*.cpp", "*.h") for path in part.rglob(kind)]
+    for path in sorted([root / "CMakeLists.txt", *sources]):
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"rohydr_fast_kernels_{os.getuid()}" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,29 +77,33 @@ def built_objects(root: Path) -> dict[Path, Path]:
     return {}
 
 
-def compile_objects(root: Path, folder: Path, extra: list[str]) -> dict[Path, Path]:
-    """Objects of every source file, by source; those that are there already are taken."""
-    objects = {}
-    for source, flags in flags_of_sources(root).items():
-        objects[source] = folder / f"{source.stem}.o"
-        if not objects[source].exists():
-            unfinished = objects[source].with_suffix(f".{os.getpid()}")
-            done = run([COMPILER, *flags, *extra, "-c", source, "-o", unfinished], timeout=280)
-            assert done.returncode == 0, done.stderr
-            unfinished.rename(objects[source])
+def compile_objects(flags: dict[Path, list[str]], folder: Path) -> dict[Path, Path]:
+    """Objects of source files, by source; those that are there already are taken."""
+    objects = {source: folder / f"{source.stem}.o" for source in flags}
+
+    def compile_one(source: Path) -> None:
+        unfinished = objects[source].with_suffix(f".{os.getpid()}")
+        done = run([COMPILER, *flags[source], "-c", source, "-o", unfinished], timeout=280)
+        assert done.returncode == 0, done.stderr
+        unfinished.rename(objects[source])
+
+    missing = [source for source, path in objects.items() if not path.exists()]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(compile_one, missing))
     return objects
 
 
-def build_program(root: Path, name: str, extra: list[str]) -> Path:
-    """The program csrc/tests/<name>.cpp, linked with all of csrc/cpu."""
-    folder = cache_folder(root, name, *extra)
+def build_program(root: Path, name: str, extra: list[str], without: tuple[str, ...] = ()) -> Path:
+    """The program csrc/tests/<name>.cpp, linked with csrc/cpu but for the instruction sets `without`."""
+    key = (*extra, *without)
+    folder = cache_folder(root, *key, tests=True)
     program = folder / name
     if not program.exists():
-        objects = compile_objects(root, folder, extra)
-        flags = next(iter(flags_of_sources(root).values()))
+        flags = {path: [*own, *extra] for path, own in flags_of_sources(root, without).items()}
+        objects = compile_objects(flags, cache_folder(root, *key))
         source = root / "csrc" / "tests" / f"{name}.cpp"
         unfinished = folder / f"{name}.{os.getpid()}"
-        command = [COMPILER, *flags, *extra, source, *objects.values(), "-o", unfinished, "-pthread"]
+        command = [COMPILER, *next(iter(flags.values())), source, *objects.values(), "-o", unfinished, "-pthread"]
         done = run(command, timeout=280)
         assert done.returncode == 0, done.stderr
         unfinished.rename(program)

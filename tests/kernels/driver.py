@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rohydr_fast import _native
 from rohydr_fast.ops.cross_attention.reference import cross_attention
+from rohydr_fast.ops.denoiser.reference import Modulation, denoiser
 from rohydr_fast.ops.denoiser_block.reference import denoiser_block
 from rohydr_fast.ops.reverse_loop.reference import NoiseKey, reverse_loop
 
@@ -18,7 +19,12 @@ BUILT, REASON = _native.status()
 needs_core = pytest.mark.skipif(not BUILT, reason=REASON)
 CORE = _native.load() if BUILT else None
 ISAS = CORE.cpu_isas() if BUILT else []
-REFERENCES = {"reverse_loop": reverse_loop, "denoiser_block": denoiser_block, "cross_attention": cross_attention}
+REFERENCES = {
+    "reverse_loop": reverse_loop,
+    "denoiser": lambda **arguments: torch.cat(denoiser(**arguments), -1),
+    "denoiser_block": denoiser_block,
+    "cross_attention": cross_attention,
+}
 GUARD = 64  # elements on each side of a result
 UNWRITTEN = {4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}  # NaN that no arithmetic makes
 CANARY = {4: 0x5EC0FFEE, 8: 0x5EC0FFEE5EC0FFEE}
@@ -99,37 +105,56 @@ def reference(operation: str, arguments: dict, dtype: torch.dtype = torch.float6
         return REFERENCES[operation](**cast(arguments, dtype))
 
 
-def chain_tuple(arguments: dict, packed, out: np.ndarray) -> tuple:
-    """One entry of the list that `_C.reverse_loop` takes."""
+def masks_of(arguments: dict) -> list[np.ndarray | None]:
+    return [array(arguments.get(name)) for name in ("token_mask", "key_mask")]
+
+
+def chain_inputs(arguments: dict, packed, start: np.ndarray, steps: int | None = None) -> tuple:
+    """What `_C.reverse_loop` and its way back read of a chain.
+
+    Args:
+        start: x_K, or the x_t of all steps.
+        steps: the tables of the last so many alone.
+    """
     modulation, noise = arguments["modulation"], arguments["noise"]
-    tables = [arguments["position"], modulation.blocks, modulation.final, arguments["cond_kv"]]
-    masks = [array(arguments.get(name)) for name in ("token_mask", "key_mask")]
-    return (
-        packed,
-        array(arguments["x"]),
-        *(array(table) for table in tables),
-        array(arguments["coefficients"]),
-        noise.seed,
-        array(noise.sample_ids),
-        noise.modality,
-        *masks,
-        out,
-    )
+    tables = [arguments["position"], modulation.blocks[:steps], modulation.final[:steps], arguments["cond_kv"]]
+    tables.append(arguments["coefficients"][:steps])
+    key = noise.seed, array(noise.sample_ids), noise.modality
+    return packed, start, *[array(table) for table in tables], *key, *masks_of(arguments)
 
 
-def block_modulation(modulation: Tensor) -> Tensor:
-    return modulation[None] if modulation.dim() == 2 else modulation
+def chain_tuple(arguments: dict, packed, out: np.ndarray, states=None, tape=None) -> tuple:
+    """One entry of the list that `_C.reverse_loop` takes."""
+    return *chain_inputs(arguments, packed, array(arguments["x"])), out, states, tape
+
+
+def modulation_rows(modulation: Tensor | Modulation) -> list[np.ndarray]:
+    """Of one pass through a block or the network: the tables with a first axis of 1 or of the samples."""
+    if isinstance(modulation, Tensor):
+        return [array(modulation if modulation.dim() == 3 else modulation[None])]
+    return [array(part if modulation.final.dim() == 3 else part[None]) for part in modulation]
+
+
+def pass_inputs(arguments: dict, packed) -> tuple:
+    """What one pass through the network or a block and its way back read."""
+    position = [array(arguments["position"])] if "position" in arguments else []
+    rows = modulation_rows(arguments["modulation"])
+    return packed, array(arguments["x"]), *position, *rows, array(arguments["cond_kv"]), *masks_of(arguments)
 
 
 def positional(operation: str, arguments: dict, packed, out: np.ndarray) -> tuple:
     """What the native entry of `operation` takes before `threads`."""
     if operation == "reverse_loop":
         return ([chain_tuple(arguments, packed, out)],)
-    masks = {name: array(arguments.get(name)) for name in ("token_mask", "key_mask")}
-    if operation == "denoiser_block":
-        modulation = array(block_modulation(arguments["modulation"]))
-        return packed, array(arguments["x"]), modulation, array(arguments["cond_kv"]), *masks.values(), out
-    return *(array(arguments[name]) for name in "qkv"), arguments["num_heads"], masks["key_mask"], out
+    if operation == "cross_attention":
+        return *(array(arguments[name]) for name in "qkv"), arguments["num_heads"], masks_of(arguments)[1], out
+    return *pass_inputs(arguments, packed), out
+
+
+def out_shape(operation: str, arguments: dict) -> tuple[int, ...]:
+    """Of the result: prediction and v side by side for a denoiser."""
+    *tokens, channels = (arguments["q"] if operation == "cross_attention" else arguments["x"]).shape
+    return *tokens, 2 * channels if operation == "denoiser" else channels
 
 
 def snapshot(value) -> list[bytes]:
@@ -144,9 +169,9 @@ def native(operation: str, arguments: dict, *, threads: int = 1, packed=None, of
     if packed is None and operation != "cross_attention":
         packed = pack(arguments["weights"], arguments["num_heads"])
     x = arguments["q"] if operation == "cross_attention" else arguments["x"]
-    guarded = Guarded(tuple(x.shape), x.dtype, offset)
+    guarded = Guarded(out_shape(operation, arguments), x.dtype, offset)
     call = positional(operation, arguments, packed, guarded.array)
-    inputs = call[:-1] if operation != "reverse_loop" else call[0][0][:-1]
+    inputs = call[:-1] if operation != "reverse_loop" else call[0][0][:-3]
     weights = [array(t) for t in flat(arguments["weights"])] if "weights" in arguments else []
     before = snapshot(inputs) + snapshot(weights)
     getattr(CORE, operation)(*call, threads)

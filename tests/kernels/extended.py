@@ -55,16 +55,21 @@ def masks_of(arguments: dict, sample: int, tokens: int, keys: int) -> tuple[np.n
     return tuple(np.ones(size, bool) if mask is None else mask[sample].numpy() for mask, size in pairs)
 
 
-def chain(arguments: dict, sample: int) -> np.ndarray:
-    """All steps of one sample."""
-    a, x, w = arguments, wide(arguments["x"][sample]), arguments["weights"]
-    kv, blocks, final = (wide(t) for t in (a["cond_kv"][:, :, sample], *a["modulation"]))
+def network(a: dict, sample: int, x: np.ndarray, blocks: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """One pass of one sample: x (T, C), blocks (L, 9, W), final (2, W); prediction and v side by side."""
+    w, kv = a["weights"], wide(a["cond_kv"][:, :, sample])
     tokens, keys = masks_of(a, sample, len(x), kv.shape[2])
+    h = linear(x, w.in_weight, w.in_bias) + wide(a["position"])
+    for layer, weights in enumerate(w.blocks):
+        h = block(h, blocks[layer], kv[layer], weights, a["num_heads"], tokens, keys)
+    return linear(modulate(h, *final), w.out_weight, w.out_bias)
+
+
+def chain(a: dict, sample: int) -> np.ndarray:
+    """All steps of one sample."""
+    x, (blocks, final) = wide(a["x"][sample]), (wide(table) for table in a["modulation"])
     for step in range(len(a["coefficients"]), 0, -1):
-        h = linear(x, w.in_weight, w.in_bias) + wide(a["position"])
-        for layer, weights in enumerate(w.blocks):
-            h = block(h, blocks[step - 1, layer], kv[layer], weights, a["num_heads"], tokens, keys)
-        prediction, v = np.split(linear(modulate(h, *final[step - 1]), w.out_weight, w.out_bias), 2, -1)
+        prediction, v = np.split(network(a, sample, x, blocks[step - 1], final[step - 1]), 2, -1)
         c_x, c_p, log_beta, log_posterior = wide(a["coefficients"][step - 1])
         x = c_x * x + c_p * prediction
         if step > 1:
@@ -77,11 +82,15 @@ def chain(arguments: dict, sample: int) -> np.ndarray:
 
 
 def exact(operation: str, arguments: dict) -> np.ndarray:
-    """The result in long double, (B, T, C or W)."""
+    """The result in long double, (B, T, channels)."""
     a, heads, results = arguments, arguments["num_heads"], []
     for sample in range(len(a["q"] if operation == "cross_attention" else a["x"])):
         if operation == "reverse_loop":
             results.append(chain(a, sample))
+        elif operation == "denoiser":
+            blocks, final = a["modulation"]
+            row = slice(None) if final.dim() == 2 else sample
+            results.append(network(a, sample, wide(a["x"][sample]), wide(blocks[row]), wide(final[row])))
         elif operation == "cross_attention":
             q, k, v = (wide(a[name][sample]) for name in "qkv")
             results.append(attention(q, k, v, heads, masks_of(a, sample, len(q), len(k))[1]))

@@ -10,7 +10,8 @@ from collections import Counter
 
 import numpy as np
 
-from . import cases, driver
+from . import driver
+from .valid_calls import LOOPS, PARAMETERS, SAMPLES, STEPS, TOKENS, Call
 
 DTYPES = [
     "float32",
@@ -35,18 +36,11 @@ class Values:
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
-        self.valid = [driver.array(t) for t in self.tensors()]
-        block, loop = (
-            cases.CASES[name](3, largest_width=8, samples=2, tokens=3) for name in ("denoiser_block", "reverse_loop")
-        )
-        self.weights = [[driver.array(t) for t in driver.flat(part["weights"])] for part in (block, loop)]
-        self.packed = [driver.pack(part["weights"], part["num_heads"]) for part in (block, loop)]
-        self.problems = [block, loop]
-
-    def tensors(self):
-        for name in cases.CASES:
-            arguments = cases.CASES[name](3, largest_width=8, samples=2, tokens=3)
-            yield from (value for value in arguments.values() if hasattr(value, "numpy"))
+        self.calls = {name: Call(name) for name in PARAMETERS}
+        self.valid = [v for call in self.calls.values() for v in call.values.values() if isinstance(v, np.ndarray)]
+        networks = [self.calls["denoiser_block"], self.calls["denoiser"]]
+        self.packed = [call.values["packed"] for call in networks]
+        self.weights = [[driver.array(t) for t in driver.flat(call.arguments["weights"])] for call in networks]
 
     def pick(self, options):
         return options[int(self.rng.integers(len(options)))]
@@ -72,7 +66,7 @@ class Values:
 
     def sequence(self, depth: int) -> object:
         kind = self.pick([list, tuple])
-        size = self.pick([0, 1, 2, 4, 12, 13, 16])
+        size = self.pick([0, 1, 2, 4, 12, 15, 16, 19])
         return kind(self.value(depth + 1) for _ in range(size))
 
     def value(self, depth: int = 0) -> object:
@@ -103,16 +97,23 @@ class Values:
 
     def nearly_valid(self, name: str) -> list | None:
         """Valid arguments of some entries, so that a single wrong one is met by later checks too."""
-        if name not in cases.CASES:
-            return None
-        arguments = (
-            self.problems[name == "reverse_loop"]
-            if name != "cross_attention"
-            else cases.cross_attention_case(3, largest_width=8, samples=2, tokens=3)
-        )
-        packed = None if name == "cross_attention" else self.packed[name == "reverse_loop"]
-        shape = arguments["q" if name == "cross_attention" else "x"].shape
-        return [*driver.positional(name, arguments, packed, np.zeros(tuple(shape), np.float32)), 1]
+        if name in self.calls:
+            values = tuple(self.calls[name].values.values())
+            return [[values], 1] if name in LOOPS else [*values, 1]
+        if name == "reverse_loop_tape_size":
+            return [self.packed[1], SAMPLES, TOKENS, self.calls["denoiser"].values["token_mask"], STEPS]
+        if name == "linears":
+            weights, biases = (tuple(np.ones(shape, np.float32) for _ in range(2)) for shape in ((6, 3), (6,)))
+            return [np.ones((5, 3), np.float32), weights, biases, 2, False, np.empty((4, 5, 3), np.float32), 1]
+        return None
+
+    def with_a_change(self, arguments: list | tuple) -> list | tuple:
+        """One of them replaced, or, of one that holds several, one inside of it."""
+        place = int(self.rng.integers(len(arguments)))
+        changed, old = list(arguments), arguments[place]
+        inside = isinstance(old, list | tuple) and len(old) and self.rng.random() < 0.8
+        changed[place] = self.with_a_change(old) if inside else self.value()
+        return type(arguments)(changed)
 
 
 class Hostile:
@@ -145,12 +146,8 @@ def one_call(values: Values, name: str) -> str:
     function, arguments = getattr(driver.CORE, name), values.nearly_valid(name)
     if arguments is None or values.rng.random() < 0.3:
         arguments = [values.value() for _ in range(arity(function))]
-    elif name == "reverse_loop" and values.rng.random() < 0.7:
-        chain = list(arguments[0][0])
-        chain[int(values.rng.integers(13))] = values.value()
-        arguments[0] = [tuple(chain)]
     else:
-        arguments[int(values.rng.integers(len(arguments)))] = values.value()
+        arguments = values.with_a_change(arguments)
     if values.rng.random() < 0.05:
         arguments = arguments[:-1] if values.rng.random() < 0.5 else [*arguments, values.value()]
     if name == "fma_peak":  # a valid one computes for that long

@@ -45,7 +45,7 @@ def test_smallest_chains(sizes, isa):
 @pytest.mark.parametrize(("tokens", "keys"), [(300, 300), (300, 1), (1, 300), (257, 129)])
 @pytest.mark.parametrize("operation", cases.CASES)
 def test_long_sequences(operation, tokens, keys, threads, isa):
-    limits = {"layers": 1, "steps": 2} if operation == "reverse_loop" else {}
+    limits = {"reverse_loop": {"layers": 1, "steps": 2}, "denoiser": {"layers": 1}}.get(operation, {})
     arguments = cases.CASES[operation](3, largest_width=32, samples=2, tokens=tokens, keys=keys, **limits)
     if not driver.real_tokens(arguments).any():
         arguments["token_mask"] = None
@@ -65,7 +65,7 @@ def test_an_empty_batch_and_no_token_at_all(operation, threads, isa):
     for name in ("q", "x", "token_mask"):
         if no_token.get(name) is not None:
             no_token[name] = no_token[name][:, :0]
-    if operation == "reverse_loop":
+    if "position" in whole:
         no_token["position"] = whole["position"][:0]
     assert driver.native(operation, no_token, threads=threads).numel() == 0
 
@@ -75,7 +75,7 @@ def test_no_chain(isa):
     driver.CORE.reverse_loop((), 4)
 
 
-@pytest.mark.parametrize("operation", ["reverse_loop", "denoiser_block"])
+@pytest.mark.parametrize("operation", ["reverse_loop", "denoiser", "denoiser_block"])
 def test_samples_without_any_token_are_zero_and_leave_the_others_alone(operation, isa):
     arguments = cases.CASES[operation](5, largest_width=16, samples=4, tokens=6)
     arguments["token_mask"] = torch.tensor([[False], [True], [False], [True]]).expand(4, 6).contiguous()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from rohydr_fast.ops.denoiser.reference import Modulation
+
 from . import cases, driver
 from .test_accuracy import FLOOR_ULPS, check, error
 
@@ -141,17 +143,17 @@ def poisonings(operation: str, arguments: dict, bits: int):
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "coefficients":
             yield name, {**arguments, name: poisoned(value, bits, place)}
-    if operation == "reverse_loop":
-        modulation = arguments["modulation"]
+    modulation = arguments.get("modulation")
+    if isinstance(modulation, Modulation):
         for part in modulation._fields:
             changed = modulation._replace(**{part: poisoned(getattr(modulation, part), bits, place)})
             yield f"modulation.{part}", {**arguments, "modulation": changed}
     if "weights" in arguments:
         weights = arguments["weights"]
-        block = weights.blocks[-1] if operation == "reverse_loop" else weights
+        block = weights if operation == "denoiser_block" else weights.blocks[-1]
         for part in block._fields:
             changed = block._replace(**{part: poisoned(getattr(block, part), bits, place)})
-            whole = weights._replace(blocks=(*weights.blocks[:-1], changed)) if operation == "reverse_loop" else changed
+            whole = changed if block is weights else weights._replace(blocks=(*weights.blocks[:-1], changed))
             yield f"weights.{part}", {**arguments, "weights": whole}
 
 

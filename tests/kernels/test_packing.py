@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from . import cases, driver
+from tests.ops.gradient_cases import direction
+
+from . import backward, cases, driver
 
 pytestmark = driver.needs_core
 
 
-def problem_of(operation: str, seed: int, dtype=torch.float32) -> dict:
+def problem_of(operation: str, seed: int, dtype: torch.dtype = torch.float32) -> dict:
     return driver.cast(cases.CASES[operation](seed, largest_width=24, samples=2, scale=0.5), dtype)
 
 
-WEIGHTED = ["reverse_loop", "denoiser_block"]
+WEIGHTED = list(backward.OPERATIONS)
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -45,6 +47,38 @@ def test_any_changed_bit_is_packed_again(operation, dtype, isa):
 
 
 @pytest.mark.parametrize("operation", WEIGHTED)
+def test_the_way_back_sees_any_changed_bit(operation, isa):
+    """It multiplies by the transposed weights too, which are packed at its first use."""
+    rng, arguments = np.random.default_rng(5), problem_of(operation, 31)
+    out_gradient = direction(operation, arguments)
+    packed = driver.pack(arguments["weights"], arguments["num_heads"])
+
+    def gradients(**options) -> dict:
+        return backward.gradients(operation, arguments, out_gradient, **options)
+
+    first = gradients(packed=packed)
+    for tensor in driver.flat(arguments["weights"]):
+        bits = tensor.numpy().reshape(-1).view("u4")
+        for place in {0, len(bits) - 1, int(rng.integers(len(bits)))}:
+            bits[place] ^= np.uint32(1 << 31)
+            assert backward.same_bits(gradients(packed=packed), gradients())
+            bits[place] ^= np.uint32(1 << 31)
+    assert backward.same_bits(gradients(packed=packed), first)
+
+
+@pytest.mark.parametrize("operation", WEIGHTED)
+def test_there_and_back_share_what_is_packed(operation, isa):
+    arguments = problem_of(operation, 32)
+    packed = driver.pack(arguments["weights"], arguments["num_heads"])
+    size = sum(t.numel() * t.element_size() for t in driver.flat(arguments["weights"]))
+    for turn in range(3):
+        driver.native(operation, arguments, packed=packed)
+        backward.gradients(operation, arguments, direction(operation, arguments), packed=packed, kept=turn == 1)
+    assert packed.packs <= 2, "once, and once more for the first way back"
+    assert 3 * size <= packed.nbytes < 3 * size + 400_000
+
+
+@pytest.mark.parametrize("operation", WEIGHTED)
 def test_unchanged_weights_are_packed_once(operation, isa):
     arguments = problem_of(operation, 32)
     packed = driver.pack(arguments["weights"], arguments["num_heads"])
@@ -71,11 +105,12 @@ def test_bfloat16_weights_are_the_widened_ones(operation, dtype, isa):
         double = dtype == torch.float64
         entry = driver.CORE.pack_block if operation == "denoiser_block" else driver.CORE.pack_denoiser
         arguments = driver.cast(arguments, dtype)
-        results = [
-            driver.native(operation, arguments, packed=entry(arrays, arguments["num_heads"], double))
-            for arrays in (widened, mixed)
-        ]
+        packs = [entry(arrays, arguments["num_heads"], double) for arrays in (widened, mixed)]
+        results = [driver.native(operation, arguments, packed=packed) for packed in packs]
         assert driver.same_bits(*results), f"seed {seed}"
+        out_gradient = direction(operation, arguments)
+        ways_back = [backward.gradients(operation, arguments, out_gradient, packed=packed) for packed in packs]
+        assert backward.same_bits(*ways_back), f"seed {seed}"
 
 
 @pytest.mark.parametrize("operation", WEIGHTED)

@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from . import cases, driver
+from tests.ops.gradient_cases import direction
+
+from . import backward, cases, driver
+from .valid_calls import LOOPS, PARAMETERS, Call
 
 pytestmark = driver.needs_core
 
-CALLS = 30_000
+CALLS = 30_000  # of seven operations, three of them ways back
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="no /proc to read memory and threads from"
 )
@@ -31,17 +35,10 @@ def threads_and_descriptors() -> tuple[int, int]:
 def small_calls(threads: int):
     """One function for each operation: the core with prepared arguments, which the function keeps alive."""
     functions = []
-    for operation in cases.CASES:
-        limits = {"layers": 1, "steps": 2} if operation == "reverse_loop" else {}
-        arguments = cases.CASES[operation](1, largest_width=8, samples=2, tokens=4, keys=3, **limits)
-        packed = None
-        if operation != "cross_attention":
-            packed = driver.pack(arguments["weights"], arguments["num_heads"])
-        out = driver.Guarded(
-            tuple(arguments["q" if operation == "cross_attention" else "x"].shape), driver.torch.float32
-        )
-        values = driver.positional(operation, arguments, packed, out.array)
-        functions.append(functools.partial(getattr(driver.CORE, operation), *values, threads))
+    for operation in PARAMETERS:
+        values = tuple(Call(operation).values.values())
+        arguments = ([values],) if operation in LOOPS else values
+        functions.append(functools.partial(getattr(driver.CORE, operation), *arguments, threads))
     return functions
 
 
@@ -100,40 +97,57 @@ def test_threads_of_callers_give_their_memory_back():
     memory, others = resident(), threads_and_descriptors()
     rounds(150)
     assert resident() - memory < 4 * 2**20, "150 workspaces of about a megabyte each"
+    for _ in range(100):  # a thread that was joined may still be on its way out of the system
+        if threads_and_descriptors()[0] <= others[0]:
+            break
+        time.sleep(0.05)
     assert threads_and_descriptors()[0] <= others[0]
 
 
 FORK = """
 import os, sys
-from tests.kernels import cases, driver
+from tests.kernels import backward, cases, driver
+from tests.ops.gradient_cases import direction
 arguments = cases.reverse_loop_case(4, largest_width=32, samples=4, tokens=40, steps=2)
-expected = [driver.native("reverse_loop", arguments, threads=threads) for threads in (1, 3)]
+out_gradient = direction("reverse_loop", arguments)
+
+def results(threads):
+    found = backward.gradients("reverse_loop", arguments, out_gradient, threads=threads)
+    return [driver.native("reverse_loop", arguments, threads=threads), *found.values()]
+
+def same(threads):
+    return all(driver.same_bits(*pair) for pair in zip(results(threads), expected, strict=True))
+
+expected = results(1)
+assert same(3)
 for threads in (1, 3, 4):
     child = os.fork()
     if child == 0:
-        same = all(
-            driver.same_bits(driver.native("reverse_loop", arguments, threads=t), expected[0]) for t in (threads, 1, 2)
-        )
-        os._exit(0 if same else 7)
+        os._exit(0 if all(same(t) for t in (threads, 1, 2)) else 7)
     assert os.waitpid(child, 0)[1] == 0, "the child computed something else, or ended otherwise"
-    assert driver.same_bits(driver.native("reverse_loop", arguments, threads=threads), expected[0])
+    assert same(threads)
 """
 
 # Short calls come back to Python while it ends; a long one is still computing then.
 EXIT = """
 import sys, threading, time
-from tests.kernels import cases, driver
+from tests.kernels import backward, cases, driver
+from tests.ops.gradient_cases import direction
 steps, tokens, threads = {sizes}
 arguments = cases.reverse_loop_case(5, largest_width=64, samples=6, tokens=tokens, steps=steps, scale=0.3)
 packed = driver.pack(arguments["weights"], arguments["num_heads"])
 out = driver.Guarded(tuple(arguments["x"].shape), driver.torch.float32)
-call = driver.positional("reverse_loop", arguments, packed, out.array)
+calls = [(driver.CORE.reverse_loop, driver.chain_tuple(arguments, packed, out.array))]
+if {backward}:
+    way_back = backward.WayBack("reverse_loop", arguments, direction("reverse_loop", arguments), kept=False)
+    calls = [(driver.CORE.reverse_loop_backward, way_back.entry)]
 started = threading.Event()
 
 def run():
     started.set()
     while True:
-        driver.CORE.reverse_loop(*call, threads)
+        for entry, chain in calls:
+            entry([chain], threads)
 
 threading.Thread(target=run, daemon=True).start()
 started.wait()
@@ -152,10 +166,35 @@ def test_a_child_computes_the_same_bits(repo_root):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("way", ["there", "back"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 1), (400, 70)], ids=["short calls", "a long call"])
-def test_python_ends_while_a_daemon_thread_computes(steps, tokens, threads, repo_root):
-    for wait in (0.0, 0.05):
-        done = run_script(EXIT.format(sizes=(steps, tokens, threads), wait=wait), repo_root)
-        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
-        assert done.stderr == ""
+def test_python_ends_while_a_daemon_thread_computes(steps, tokens, threads, way, repo_root):
+    wait = 0.05 if way == "back" else 0.0
+    script = EXIT.format(sizes=(steps, tokens, threads), wait=wait, backward=way == "back")
+    done = run_script(script, repo_root)
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_python_goes_on_while_gradients_are_computed(threads):
+    """The GIL is released: this thread counts while another one is inside of the core."""
+    arguments = cases.reverse_loop_case(5, largest_width=64, samples=6, tokens=70, steps=300, scale=0.3)
+    call = backward.WayBack("reverse_loop", arguments, direction("reverse_loop", arguments), kept=False)
+    finished, turns = threading.Event(), 0
+
+    def compute() -> None:
+        driver.CORE.reverse_loop_backward([call.entry], threads)
+        finished.set()
+
+    caller = threading.Thread(target=compute)
+    start = time.perf_counter()
+    caller.start()
+    while not finished.is_set():
+        time.sleep(0.001)
+        turns += 1
+    caller.join()
+    took = time.perf_counter() - start
+    assert took > 0.05, "too short a call to tell"
+    assert turns > took / 0.1, f"{turns} turns in {took:.2f} s"

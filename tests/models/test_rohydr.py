@@ -7,7 +7,7 @@ import torch
 
 from rohydr_fast import backend
 from rohydr_fast.config import ModelConfig
-from rohydr_fast.errors import BackendUnavailable, DataError, UsageError
+from rohydr_fast.errors import DataError, UsageError
 from rohydr_fast.models.rohydr import PARTS, RoHyDR
 from tests.native_spy import needs_core, spy_on_core
 from tests.small_model import DIMS, small_config
@@ -77,20 +77,29 @@ def test_all_missing_modalities_are_recovered_by_one_native_call(model, batch, m
 
 
 @needs_core
-def test_recovering_with_a_gradient_takes_the_reference_and_without_one_the_core(model, batch, monkeypatch):
+@pytest.mark.parametrize("grad_steps", [None, 1, 0])
+def test_recovering_and_its_gradient_are_one_native_call_each(grad_steps, model, batch, monkeypatch):
     x, lengths, ids = batch
     calls = spy_on_core(monkeypatch)
-    for grad_steps, native in ((None, 0), (1, 0), (0, 1)):
-        conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
-        recovered = model.recover(conditions, ids, seed=0, grad_steps=grad_steps)
-        assert len(calls) == native
-        loss = sum(part.x.x.square().sum() for part in recovered.values())
-        model.zero_grad()
-        loss.backward()  # through UR in any case
-        chain_has_gradient = model.hddm["a"].denoiser.out.weight.grad is not None
-        assert chain_has_gradient == (native == 0)
-    with backend("cpp"), pytest.raises(BackendUnavailable, match="no backward pass yet"):
-        model.recover(conditions, ids, seed=0)
+    conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
+    recovered = model.recover(conditions, ids, seed=0, grad_steps=grad_steps)
+    sum(part.x.x.square().sum() for part in recovered.values()).backward()  # through UR in any case
+    with_gradient = grad_steps != 0
+    expected = [("reverse_loop", 3, 3), ("reverse_loop_backward", 3, 3)] if with_gradient else [("reverse_loop", 3, 0)]
+    assert [(call.op, call.chains, call.tapes) for call in calls] == expected
+    assert (model.hddm["a"].denoiser.out.weight.grad is not None) == with_gradient
+
+
+@needs_core
+def test_recovering_keeps_no_more_than_it_may(model, batch, monkeypatch):
+    x, lengths, ids = batch
+    calls = spy_on_core(monkeypatch)
+    conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
+    for memory, tapes in ((10**4, 0), (10**9, 3)):  # a gradient takes 7 kB for x_t alone
+        model.recover(conditions, ids, seed=0, max_memory=memory)
+        assert calls[-1].tapes == tapes
+    with pytest.raises(UsageError, match="max_memory must be at least"):
+        model.recover(conditions, ids, seed=0, max_memory=1000)
 
 
 def test_a_missing_modality_takes_the_length_of_its_aligned_partner(batch):

@@ -4,7 +4,7 @@ import torch
 
 from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.models.denoiser import Denoiser
-from rohydr_fast.ops.reverse_loop import Chain, NoiseKey
+from rohydr_fast.ops.reverse_loop import Chain, Modulation, NoiseKey
 from tests.small_model import open_up
 
 BATCH, TOKENS, KEYS, CHANNELS, WIDTH, HEADS, LAYERS, STEPS = 3, 5, 7, 6, 16, 4, 2, 4
@@ -47,6 +47,22 @@ def block_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, mas
 
 
 @torch.no_grad()
+def denoiser_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, masked=True, rows=False) -> dict:
+    """Keyword arguments of `denoiser`; `rows` gives each sample a step of its own."""
+    denoiser = make_denoiser(dtype=dtype).requires_grad_(False)
+    modulation = denoiser.modulation(torch.arange(1, 1 + (batch if rows else 1)))
+    return {
+        "x": torch.randn(batch, tokens, CHANNELS, dtype=dtype),
+        "position": denoiser.position(tokens),
+        "modulation": modulation if rows else Modulation(*[part[0] for part in modulation]),
+        "cond_kv": torch.randn(LAYERS, 2, batch, keys, WIDTH, dtype=dtype),
+        "weights": denoiser.weights(),
+        "num_heads": HEADS,
+        **(masks(batch, tokens, keys) if masked else {}),
+    }
+
+
+@torch.no_grad()
 def make_chain(
     denoiser: Denoiser | None = None,
     batch=BATCH,
@@ -72,6 +88,24 @@ def make_chain(
         HEADS,
         **(masks(batch, tokens, keys) if masked else {}),
     )
+
+
+def loop_inputs(**options) -> dict:
+    """Keyword arguments of `reverse_loop`."""
+    return make_chain(**options)._asdict()
+
+
+INPUTS = {"denoiser_block": block_inputs, "denoiser": denoiser_inputs, "reverse_loop": loop_inputs}
+
+
+def wanting(given: dict, name: str) -> torch.Tensor:
+    """Lets `given[name]`, or the first of the weights, want a gradient; returns it."""
+    if name != "weights":
+        given[name] = given[name].clone().requires_grad_()
+        return given[name]
+    first = given["weights"][0].clone().requires_grad_()
+    given["weights"] = given["weights"]._replace(**{given["weights"]._fields[0]: first})
+    return first
 
 
 def loop_arguments(chain: Chain) -> tuple[tuple, dict]:

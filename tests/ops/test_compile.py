@@ -198,7 +198,7 @@ def test_the_registered_noise_is_traced_with_the_same_bits():
 
 
 def test_a_gradient_goes_through_a_compiled_chain_as_through_the_plain_one():
-    """The choice sees that a gradient is wanted, and takes the reference; with grad_steps=0 it does not."""
+    """A chain of whose gradient nothing is wanted beside one that has it."""
     gradients = []
     for wrap in (compiled, lambda function: function):
         denoiser = make_denoiser()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rohydr_fast.errors import BackendUnavailable
 from rohydr_fast.ops import library, philox
@@ -14,49 +14,12 @@ from rohydr_fast.ops.cross_attention import cross_attention
 from rohydr_fast.ops.denoiser_block import denoiser_block
 from rohydr_fast.ops.reverse_loop import NoiseKey, reverse_loop, reverse_loops
 from tests.native_spy import needs_core, spy_on_core
-from tests.ops.inputs import (
-    BATCH,
-    CHANNELS,
-    TOKENS,
-    WIDTH,
-    attention_inputs,
-    block_inputs,
-    loop_arguments,
-    make_chain,
-    operation_arguments,
-)
+from tests.ops.inputs import BATCH, TOKENS, WIDTH, attention_inputs, block_inputs, loop_arguments, make_chain
+from tests.ops.operations import OPERATIONS
 
 pytestmark = [needs_core, pytest.mark.usefixtures("one_thread")]
 
 SIZES = {"usual": {}, "no-sample": {"batch": 0}, "no-token": {"tokens": 0}, "one": {"batch": 1, "tokens": 1, "keys": 1}}
-
-
-def attention_operation(**options) -> tuple:
-    given = attention_inputs(**options)
-    return torch.ops.rohydr_fast.cross_attention.default, tuple(given.values())
-
-
-def block_operation(**options) -> tuple:
-    given = block_inputs(rows=True, **options)
-    args = (given["x"], given["modulation"], given["cond_kv"], list(given["weights"]), given["num_heads"])
-    return torch.ops.rohydr_fast.denoiser_block.default, (*args, given.get("token_mask"), given.get("key_mask"))
-
-
-def loops_operation(masked=True, **options) -> tuple:
-    chains = make_chain(masked=masked, **options), make_chain(masked=False, seed=1, steps=2, **options)
-    return torch.ops.rohydr_fast.reverse_loops.default, operation_arguments(*chains)
-
-
-def normal_operation(masked=True, batch=BATCH, tokens=TOKENS, dtype=None, **options) -> tuple:
-    return torch.ops.rohydr_fast.philox_normal.default, (torch.arange(batch), -5, 2, 3, 1, tokens * CHANNELS)
-
-
-OPERATIONS = {
-    "cross_attention": attention_operation,
-    "denoiser_block": block_operation,
-    "reverse_loops": loops_operation,
-    "philox_normal": normal_operation,
-}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -76,7 +39,7 @@ def test_fake_results_have_the_shape_dtype_and_strides_of_real_ones(op, size, dt
     real = operation(*args)
     with FakeTensorMode() as mode:
         fake = operation(*tree_map_only(torch.Tensor, mode.from_tensor, args))
-    for a, b in zip(*((r if isinstance(r, list) else [r]) for r in (real, fake)), strict=True):
+    for a, b in zip(tree_leaves(real), tree_leaves(fake), strict=True):
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
         assert a.is_contiguous() and b.is_contiguous()
 
@@ -184,7 +147,7 @@ def test_how_an_input_lies_in_memory_changes_no_bit(op, variant):
     operation, args = OPERATIONS[op]()
     expected = operation(*args)
     found = operation(*tree_map_only(torch.Tensor, lambda x: variant(x) if x.numel() else x, args))
-    for a, b in zip(*((r if isinstance(r, list) else [r]) for r in (expected, found)), strict=True):
+    for a, b in zip(tree_leaves(expected), tree_leaves(found), strict=True):
         assert torch.equal(a, b) and b.is_contiguous()
 
 
@@ -220,7 +183,7 @@ def test_inputs_are_not_written_and_results_are_fresh(op):
     before = [x.clone().view(torch.uint8) for x in tensors]
     first, second = operation(*args), operation(*args)
     assert all(torch.equal(x.view(torch.uint8), old) for x, old in zip(tensors, before, strict=True))
-    results = [x for r in (first, second) for x in (r if isinstance(r, list) else [r])]
+    results = [x for x in tree_leaves((first, second)) if x.numel()]
     addresses = [x.data_ptr() for x in [*tensors, *results]]
     assert len(set(addresses[len(tensors) :])) == len(results)
     assert not set(addresses[: len(tensors)]) & set(addresses[len(tensors) :])
@@ -256,20 +219,19 @@ def test_integers_of_numpy_and_narrow_sample_ids_are_integers():
         assert torch.equal(*(reverse_loops([c], backend=name)[0] for c in (chain, same)))
 
 
-@pytest.mark.parametrize("op", ["cross_attention", "denoiser_block", "reverse_loops"])
+@pytest.mark.parametrize("op", ["cross_attention", "reverse_loops"])
 def test_a_direct_call_that_records_a_gradient_is_refused_instead_of_giving_none(op):
     operation, args = OPERATIONS[op]()
     wanting = tree_map_only(torch.Tensor, lambda x: x.clone().requires_grad_(x.is_floating_point()), args)
     with pytest.raises(BackendUnavailable, match=f"rohydr_fast.{op}: its inputs must not require a gradient"):
         operation(*wanting)
     with torch.no_grad():
-        results = [operation(*args), operation(*wanting)]
-    first, second = ((r if isinstance(r, list) else [r]) for r in results)
+        first, second = tree_leaves(operation(*args)), tree_leaves(operation(*wanting))
     assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(first, second, strict=True))
 
 
 def test_a_meta_tensor_gives_a_shape_and_a_missing_device_is_torchs_own_error():
-    operation, args = attention_operation(masked=False)
+    operation, args = OPERATIONS["cross_attention"](masked=False)
     meta = tree_map_only(torch.Tensor, lambda x: x.to("meta"), args)
     assert operation(*meta).shape == args[0].shape
     if not torch.cuda.is_available():

@@ -176,9 +176,7 @@ def test_every_key_gives_other_numbers(backend):
         {"step": 2**31},
         {"stream": 1},
     ]
-    rows = [
-        tuple(philox.bits(**{**base, **change}, count=64, backend=backend)[0].tolist()) for change in changes
-    ]
+    rows = [tuple(philox.bits(**{**base, **change}, count=64, backend=backend)[0].tolist()) for change in changes]
     shared = [len(set(a) & set(b)) for a, b in itertools.combinations(rows, 2)]
     assert max(shared) == 0  # by chance one word would meet in 4 of 100,000 runs
     assert len(set(Stream)) == 6

@@ -76,9 +76,8 @@ def test_block_equals_its_formula():
     x, cond, row = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(9, 8)
     token_mask, key_mask = torch.tensor([[True, True, False], [True] * 3]), torch.tensor([[True] * 5, [False] * 5])
     kv = torch.stack(block.kv(cond).chunk(2, -1))
-    found = denoiser_block(
-        x, row, kv, block.weights(), num_heads=2, token_mask=token_mask, key_mask=key_mask
-    )  # fmt: skip
+    masks = dict(token_mask=token_mask, key_mask=key_mask)
+    found = denoiser_block(x, row, kv, block.weights(), num_heads=2, **masks, backend="reference")
 
     def mod(x, shift, scale):
         centred = x - x.mean(-1, keepdim=True)
@@ -97,9 +96,10 @@ def test_block_equals_its_formula():
 def test_a_row_of_modulation_for_each_sample_equals_each_alone():
     block = make_block()
     x, kv, rows = torch.randn(2, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 9, 8)
-    together = denoiser_block(x, rows, kv, block.weights(), num_heads=2)
+    options = dict(num_heads=2, backend="reference")
+    together = denoiser_block(x, rows, kv, block.weights(), **options)
     for i in range(2):
-        alone = denoiser_block(x[i : i + 1], rows[i], kv[:, i : i + 1], block.weights(), num_heads=2)
+        alone = denoiser_block(x[i : i + 1], rows[i], kv[:, i : i + 1], block.weights(), **options)
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
 
 

@@ -8,9 +8,11 @@ from rohydr_fast import _native
 from rohydr_fast.errors import BackendUnavailable, UsageError
 from rohydr_fast.ops import philox
 from rohydr_fast.ops.registry import BACKENDS, OPS, VARIABLE, backend, explain, select
+from rohydr_fast.ops.support import NO_NATIVE_GRADIENT
 from tests.native_spy import needs_core
 
 FUSED = [op for op in OPS if op != "philox"]
+DIFFERENTIABLE = ("denoiser_block", "denoiser", "reverse_loop")
 BEST = "cpp" if _native.status()[0] else "reference"
 
 
@@ -27,7 +29,7 @@ def no_native_core(monkeypatch):
 
 def test_names():
     assert BACKENDS == ("reference", "cpp", "triton", "cuda")
-    assert set(OPS) == {"philox", "cross_attention", "denoiser_block", "reverse_loop"}
+    assert set(OPS) == {"philox", "linears", "cross_attention", "denoiser_block", "denoiser", "reverse_loop"}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -73,14 +75,23 @@ CANNOT = [
     (dict(device="meta"), "runs tensors on the CPU, and these are on meta"),
     (dict(dtype="bfloat16"), "computes float32 and float64, and these are bfloat16"),
     (dict(dtype="float16"), "computes float32 and float64, and these are float16"),
-    (dict(needs_grad=True), "has no backward pass yet; gradients need the reference"),
     (dict(transformed=True), "does not run inside torch.func transforms"),
 ]
 
 
+REFUSED = [(op, *case) for op in FUSED for case in CANNOT]
+REFUSED += [
+    ("cross_attention", dict(needs_grad=True), "has no backward pass of attention alone; gradients need the reference"),
+    *[
+        (op, dict(needs_grad=True, grad_of=("x", name)), f"has no gradient with respect to {name}; the reference has")
+        for op in DIFFERENTIABLE
+        for name in NO_NATIVE_GRADIENT
+    ],
+]
+
+
 @needs_core
-@pytest.mark.parametrize("op", FUSED)
-@pytest.mark.parametrize(("facts", "reason"), CANNOT, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(("op", "facts", "reason"), REFUSED, ids=lambda value: str(value).split(" ")[0])
 def test_what_the_core_cannot_do_goes_to_the_reference_and_is_refused_by_name(op, facts, reason):
     assert select(op, **facts) == "reference"
     with pytest.raises(BackendUnavailable, match=f"which is not: the native core {reason}.* Usable: 'reference'"):
@@ -93,7 +104,9 @@ def test_what_the_core_cannot_do_goes_to_the_reference_and_is_refused_by_name(op
 @pytest.mark.parametrize("op", FUSED)
 def test_what_the_core_can_do_it_does(op):
     for dtype in ("float32", "torch.float64"):
-        assert select(op, device="cpu", dtype=dtype, needs_grad=False, transformed=False) == "cpp"
+        facts = dict(device="cpu", dtype=dtype, transformed=False)
+        assert select(op, **facts, needs_grad=False, grad_of=NO_NATIVE_GRADIENT) == "cpp"
+        assert op not in DIFFERENTIABLE or select(op, **facts, needs_grad=True, grad_of=("x",)) == "cpp"
 
 
 @needs_core
@@ -180,7 +193,8 @@ def test_empty_variable_means_automatic(monkeypatch):
 
 @pytest.mark.parametrize("call", [select, explain])
 def test_unknown_operation_lists_the_operations(call):
-    with pytest.raises(UsageError, match="philox, cross_attention, denoiser_block, reverse_loop, got 'softmax'"):
+    names = "philox, linears, cross_attention, denoiser_block, denoiser, reverse_loop"
+    with pytest.raises(UsageError, match=f"{names}, got 'softmax'"):
         call("softmax")
 
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rohydr_fast import backend as use_backend
 from rohydr_fast import losses
 from rohydr_fast.config import TrainConfig
 from rohydr_fast.models.rohydr import PARTS, RoHyDR
+from rohydr_fast.ops.reverse_loop import Modulation
 from rohydr_fast.training.stages import (
     SCHEDULES,
     NumericsError,
@@ -18,9 +20,10 @@ from rohydr_fast.training.stages import (
     make_optimizers,
     seeded,
 )
-from tests.native_spy import needs_core, spy_on_core
+from tests.native_spy import FUSED, needs_core, spy_on_core
 from tests.small_model import open_up, small_batch, small_config
 
+BACKENDS = ["reference", pytest.param("cpp", marks=needs_core)]
 STAGE_1, STAGE_2, STAGE_3 = SCHEDULES["three-stage"]
 GENERATOR_PARTS = {"theta_fe", "theta_mu_sigma", "theta_ur"}
 MISSING = torch.tensor([[True, False, False], [False, True, True], [False, False, False], [True, True, False]])
@@ -116,12 +119,14 @@ def test_without_chain_gradient_the_denoiser_rests_in_the_later_stages(stage):
 
 
 @needs_core
-@pytest.mark.parametrize(("chain_grad", "native"), [("full", []), ("last-1", []), ("none", [2])])
-def test_a_stage_runs_its_chains_in_one_native_call_where_they_carry_no_gradient(chain_grad, native, monkeypatch):
+@pytest.mark.parametrize(("chain_grad", "ways_back"), [("full", [2]), ("last-1", [2]), ("none", [])])
+def test_a_stage_runs_its_chains_in_one_native_call_and_their_gradient_in_another(chain_grad, ways_back, monkeypatch):
     calls = spy_on_core(monkeypatch)
     missing = torch.tensor([[True, True, False]] * 4)
     run_stage(runner(TrainConfig(chain_grad=chain_grad)), STAGE_1, stage_batch(missing))
-    assert [call.chains for call in calls] == native
+    of_op = {op: [call.chains for call in calls if call.op == op] for op in FUSED}
+    assert of_op["reverse_loop"] == [2] and of_op["reverse_loop_backward"] == ways_back
+    assert of_op["denoiser"] == of_op["denoiser_backward"] == [1, 1]  # Eq. 3, once for each modality
 
 
 def test_all_three_steps_of_the_chain_are_the_full_chain():
@@ -244,8 +249,49 @@ def test_a_nan_is_named_and_touches_no_parameter():
     batch = stage_batch()
     batch = replace(batch, label=torch.full((4,), math.nan))
     before = snapshot(stages.model)
-    with pytest.raises(NumericsError, match="L_C1 is nan in epoch 1, batch 0, S3"):
+    # No chain is at fault, and none is named.
+    with pytest.raises(NumericsError, match="L_C1 is nan in epoch 1, batch 0, S3.*last-5.$"):
         run_stage(stages, STAGE_3, batch)
+    assert moved(stages.model, before) == set()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_chain_that_is_not_finite_is_named_with_its_first_step(backend, step, monkeypatch):
+    stages = runner()
+    denoiser, before = stages.model.hddm["v"].denoiser, snapshot(stages.model)
+    original = denoiser.modulation
+
+    def modulation(timesteps):
+        blocks, final = original(timesteps)
+        poison = torch.zeros(len(final), 1, 1)
+        poison[step - 1] = math.nan
+        return Modulation(blocks, final + poison)
+
+    monkeypatch.setattr(denoiser, "modulation", modulation)
+    words = f"The reverse chain of vision is not finite from step {step} of 3 on."
+    with use_backend(backend), pytest.raises(NumericsError, match=f"L_C1 is nan in epoch 1, batch 0, S3. .* {words}$"):
+        run_stage(stages, STAGE_3)
+    assert moved(stages.model, before) == set()
+
+
+def test_all_chains_that_are_not_finite_are_named():
+    stages = runner()
+    with torch.no_grad():
+        for m in "tv":
+            stages.model.hddm[m].denoiser.out.bias.fill_(math.inf)
+    words = "".join(f" The reverse chain of {name} is not finite from step 3 of 3 on." for name in ("text", "vision"))
+    with pytest.raises(NumericsError, match=f"is nan in epoch 1, batch 0, S3. [^.]*[.]{words}$"):
+        run_stage(stages, STAGE_3)
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_touches_no_parameter():
+    stages = runner()
+    before = snapshot(stages.model)
+    parameter = next(stages.model.classifier.parameters())
+    parameter.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NumericsError, match="the gradient norm is nan in epoch 1, batch 0, S3.*last-5.$"):
+        run_stage(stages, STAGE_3)
     assert moved(stages.model, before) == set()
 
 

@@ -87,9 +87,7 @@ def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_tr
         assert torch.equal(weights(resumed), weights(whole)), f"stopped in stage {stop}"
         assert metrics_bytes(resumed) == metrics_bytes(whole)
         if settings.get("ema"):
-            assert torch.equal(
-                resumed.evaluated.classifier.out.weight, whole.evaluated.classifier.out.weight
-            )
+            assert torch.equal(resumed.evaluated.classifier.out.weight, whole.evaluated.classifier.out.weight)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM)])

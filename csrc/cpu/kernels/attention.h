@@ -66,7 +66,7 @@ RH_INLINE void scores(const T* q, Index q_stride, const KeysValues<T>& kv, Index
   for (Index d = 1; d < (D ? D : depth); ++d) {
     const Vector<T, N> qd = load<T, N>(q + d * q_stride);
 #pragma GCC unroll 8
-    for (int j = 0; j < Count; ++j) score[j] = key[j][d] * qd + score[j];
+    for (int j = 0; j < Count; ++j) score[j] = multiply_add<T, N>(qd, key[j][d], score[j]);
   }
 }
 
@@ -84,13 +84,13 @@ RH_INLINE void add_values(const Vector<T, N> (&weight)[Count], const KeysValues<
 #pragma GCC unroll 32
     for (int d = 0; d < D; ++d) {
 #pragma GCC unroll 8
-      for (int j = 0; j < Count; ++j) output[d] = value[j][d] * weight[j] + output[d];
+      for (int j = 0; j < Count; ++j) output[d] = multiply_add<T, N>(weight[j], value[j][d], output[d]);
     }
   } else {
     for (Index d = 0; d < depth; ++d) {
       Vector<T, N> line = load<T, N>(memory + d * memory_stride);
 #pragma GCC unroll 8
-      for (int j = 0; j < Count; ++j) line = value[j][d] * weight[j] + line;
+      for (int j = 0; j < Count; ++j) line = multiply_add<T, N>(weight[j], value[j][d], line);
       store<T, N>(memory + d * memory_stride, line);
     }
   }
@@ -104,10 +104,11 @@ RH_INLINE void weigh(Vector<T, N> (&score)[Count], Vector<T, N> shift) {
   }
 }
 
-// N queries of one head. q and out: (D, lanes), lines `q_stride` and `out_stride` apart.
+// N queries of one head. q and out: (D, lanes), lines `q_stride` and `out_stride` apart. norms, if not null, gets two
+// lines: one over the sum of the weights, and what was taken off the scores.
 template <int D, int N, bool Shifted, class T>
 RH_INLINE void queries(const T* q, Index q_stride, const KeysValues<T>& kv, Index depth, Vector<T, N> shift, T* out,
-                       Index out_stride) {
+                       Index out_stride, T* norms, Index norms_stride) {
   constexpr int kKeys = 4;
   Vector<T, N> sum{};
   Vector<T, N> output[D ? D : 1] = {};
@@ -138,6 +139,10 @@ RH_INLINE void queries(const T* q, Index q_stride, const KeysValues<T>& kv, Inde
   }
   if constexpr (Shifted) sum = sum + (shift - shift);  // an undefined shift makes the row undefined
   const Vector<T, N> scale = kv.count > 0 ? T(1) / sum : sum;  // no key: zeros
+  if (norms != nullptr) {
+    store<T, N>(norms, scale);
+    store<T, N>(norms + norms_stride, Shifted ? shift : Vector<T, N>{});
+  }
 #pragma GCC unroll 32
   for (Index d = 0; d < (D ? D : depth); ++d) {
     const Vector<T, N> line = D ? output[D ? d : 0] : load<T, N>(out + d * out_stride);
@@ -145,7 +150,8 @@ RH_INLINE void queries(const T* q, Index q_stride, const KeysValues<T>& kv, Inde
   }
 }
 
-// The part to take off each lane's scores: 0 in the lanes that are within the limit, the largest score in the others.
+// The part to take off each lane's scores: 0 in the lanes that are within the limit, the largest score in the others, or
+// next to nothing where that is 0: the way back knows by it which lanes were which.
 template <int N, class T>
 __attribute__((noinline)) Vector<T, N> lane_shifts(const T* q, Index q_stride, const KeysValues<T>& kv, Index depth,
                                                    Vector<T, N> bound) {
@@ -157,26 +163,27 @@ __attribute__((noinline)) Vector<T, N> lane_shifts(const T* q, Index q_stride, c
     most = score[0] > most ? score[0] : most;
     poison = score[0] * T(0) + poison;  // an infinite or undefined score makes the row undefined, as in softmax
   }
+  most = most == Vector<T, N>{} ? broadcast<T, N>(T(1e-30)) : most;
   return bound <= T(kScoreLimit) ? Vector<T, N>{} : most + poison;
 }
 
 // Returns how many queries left the cheap path.
 template <int D, int N, class T>
 RH_INLINE Index head_queries(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out,
-                             Index out_stride) {
+                             Index out_stride, T* norms, Index norms_stride) {
   Vector<T, N> bound{};
   for (Index d = 0; d < (D ? D : depth); ++d) {
-    bound = absolute<T, N>(load<T, N>(q + d * q_stride)) * kv.largest[d] + bound;
+    bound = multiply_add<T, N>(absolute<T, N>(load<T, N>(q + d * q_stride)), kv.largest[d], bound);
   }
   // Lanes beyond `lanes` belong to somebody else, or to nobody: they have no say.
   const auto outside = ~(bound <= T(kScoreLimit)) & (lane_numbers<T, N>() < T(lanes));
   Index hits = 0;
   for (int i = 0; i < N; ++i) hits -= outside[i];
   if (__builtin_expect(hits == 0, 1)) {
-    queries<D, N, false>(q, q_stride, kv, depth, bound, out, out_stride);
+    queries<D, N, false>(q, q_stride, kv, depth, bound, out, out_stride, norms, norms_stride);
   } else {
     const Vector<T, N> shift = lane_shifts<N>(q, q_stride, kv, depth, bound);
-    queries<D, N, true>(q, q_stride, kv, depth, shift, out, out_stride);
+    queries<D, N, true>(q, q_stride, kv, depth, shift, out, out_stride, norms, norms_stride);
   }
   return hits;
 }
@@ -184,32 +191,36 @@ RH_INLINE Index head_queries(const T* q, Index q_stride, Index lanes, const Keys
 // `lanes` queries of one head, which stand in neighbouring lanes from q on. Up to a vector of lanes beyond the last one
 // is read in q and overwritten in out.
 template <int D, class T>
-Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride) {
+Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride,
+           T* norms = nullptr, Index norms_stride = 0) {
   constexpr int N = kLanes<T>;
   Index hits = 0;
   Index lane = 0;
   for (; lanes - lane > (N > 4 ? N / 2 : 0); lane += N) {
-    hits += head_queries<D, N>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride);
+    hits += head_queries<D, N>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride,
+                               norms == nullptr ? nullptr : norms + lane, norms_stride);
   }
   if constexpr (N > 4) {
     if (lane < lanes) {
-      hits += head_queries<D, N / 2>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride);
+      hits += head_queries<D, N / 2>(q + lane, q_stride, lanes - lane, kv, depth, out + lane, out_stride,
+                                     norms == nullptr ? nullptr : norms + lane, norms_stride);
     }
   }
   return hits;
 }
 
 template <class T>
-Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride) {
+Index head(const T* q, Index q_stride, Index lanes, const KeysValues<T>& kv, Index depth, T* out, Index out_stride,
+           T* norms = nullptr, Index norms_stride = 0) {
   switch (depth) {
     case 4:
-      return head<4>(q, q_stride, lanes, kv, depth, out, out_stride);
+      return head<4>(q, q_stride, lanes, kv, depth, out, out_stride, norms, norms_stride);
     case 8:
-      return head<8>(q, q_stride, lanes, kv, depth, out, out_stride);
+      return head<8>(q, q_stride, lanes, kv, depth, out, out_stride, norms, norms_stride);
     case 16:
-      return head<16>(q, q_stride, lanes, kv, depth, out, out_stride);
+      return head<16>(q, q_stride, lanes, kv, depth, out, out_stride, norms, norms_stride);
     default:
-      return head<0>(q, q_stride, lanes, kv, depth, out, out_stride);
+      return head<0>(q, q_stride, lanes, kv, depth, out, out_stride, norms, norms_stride);
   }
 }
 

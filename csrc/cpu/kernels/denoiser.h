@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The denoiser on the rows of a group, and the whole reverse loop (Eq. 2) around it.
+// The denoiser on the rows of a group.
 //   x += g1 SelfAttention(mod(x)); x += g2 CrossAttention(mod(x), K, V of the condition); x += g3 MLP(mod(x))
 // Members of a team own rows, multiples of 8, and need each other for the keys and values of self-attention only: one
 // meeting a block, with two copies of these taken in turn. Nothing is allocated here.
@@ -13,6 +13,55 @@ namespace rohydr {
 namespace {
 
 constexpr Index kRowSlack = 8;  // rows that `transpose` may touch beyond the last one
+
+// What a block leaves for the way back. Without one, the arrays are those of the workspace, used again by each block.
+template <class T>
+struct Tape {
+  T* h[4];           // (rows, stride) the residual stream before each of the three parts, and after the last
+  T* qkv;            // (rows, qkv_stride)
+  T* cross_q;        // (width, lanes)
+  T* attended[2];    // (width, lanes) of self- and cross-attention
+  T* norms[2];       // (2 heads, lanes), or null; see attention.h
+  T* before_gelu;    // (rows, hidden_stride), or null
+};
+
+// Where the kept part of a group's tapes lies: for each step and layer h[0], qkv, Q and the attended of both attentions
+// and their norms; then, for each step, the last h[3].
+template <class T>
+struct KeptLayout {
+  Index rows_size, qkv_size, lines_size, norms_size, layer_size, step_size;
+
+  template <class Memory>
+  KeptLayout(const DenoiserView<T>& denoiser, const Group& group, const Memory& m) {
+    constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+    rows_size = round_up(group.rows * m.stride, kLine);
+    qkv_size = round_up(group.rows * m.qkv_stride + kLanes<T>, kLine);
+    lines_size = round_up(round_up(denoiser.width, 8) * m.lanes, kLine);
+    norms_size = round_up(2 * denoiser.heads * m.lanes + kLanes<T>, kLine);
+    layer_size = rows_size + qkv_size + 3 * lines_size + 2 * norms_size;
+    step_size = denoiser.layers * layer_size + rows_size + kLine;
+  }
+
+  // The tape of a layer; `scratch` gives what is not kept.
+  Tape<T> tape(T* step, Index layer, const Tape<T>& scratch) const {
+    Tape<T> result = scratch;
+    T* place = step + layer * layer_size;
+    const auto take = [&](Index size) {
+      T* const taken = place;
+      place += size;
+      return taken;
+    };
+    result.h[0] = take(rows_size);
+    result.qkv = take(qkv_size);
+    result.cross_q = take(lines_size);
+    for (int i = 0; i < 2; ++i) {
+      result.attended[i] = take(lines_size);
+      result.norms[i] = take(norms_size);
+    }
+    result.h[3] = place;  // the next layer's h[0], or the last place of the step
+    return result;
+  }
+};
 
 // The team's memory: one array for each purpose, rows of all members.
 template <class T>
@@ -135,8 +184,8 @@ struct Network {
     team.meet(team.barrier);
   }
 
-  void normalise(const T* shift, const T* scale) const {
-    modulated_layer_norm(rows_of(m.h, m.stride), own.count(), denoiser.width, m.stride, shift, scale,
+  void normalise(T* h, const T* shift, const T* scale) const {
+    modulated_layer_norm(rows_of(h, m.stride), own.count(), denoiser.width, m.stride, shift, scale,
                          rows_of(m.normal, m.stride));
   }
 
@@ -145,7 +194,7 @@ struct Network {
     product(RowMajor<T>{rows_of(m.normal, m.stride), m.stride}, own.count(), w, epilogue);
   }
 
-  void attend(Index first, Index last, const KeysValues<T>& whole) {
+  void attend(Index first, Index last, const KeysValues<T>& whole, const T* q, T* attended, T* norms) {
     const Index size = denoiser.width / denoiser.heads;
     for (Index channel = 0; channel < denoiser.width; channel += size) {
       KeysValues<T> kv = whole;
@@ -153,151 +202,131 @@ struct Network {
       kv.values += channel;
       kv.largest += channel;
       const Index start = channel * m.lanes + first - own.first;
-      hits += head(m.q_lines + start, m.lanes, last - first, kv, size, m.attended + start, m.lanes);
+      T* const head_norms = norms == nullptr ? nullptr : norms + 2 * (channel / size) * m.lanes + first - own.first;
+      hits += head(q + start, m.lanes, last - first, kv, size, attended + start, m.lanes, head_norms, m.lanes);
     }
   }
 
-  void add_attended(const PackedMatrix<T>& w, const T* gate) const {
-    product(ChannelMajor<T>{m.attended, m.lanes}, own.count(), w, AddGated<T>{rows_of(m.h, m.stride), m.stride, gate});
+  // The rows of `m.qkv[which]` or of a tape.
+  KeysValues<T> self_keys(const T* qkv, const Member& member) const {
+    const T* const keys = qkv + member.first_row * m.qkv_stride + denoiser.width;
+    return {keys, keys + denoiser.width, m.qkv_stride, group.counting, member.rows, m.self_largest};
   }
 
-  void block(Index layer, const T* modulation) {
-    const BlockView<T>& w = denoiser.blocks[layer];
-    T* const qkv = m.qkv[meetings++ % 2];
-    T* const own_qkv = rows_of(qkv, m.qkv_stride);
-    const auto row = [&](int i) { return modulation + i * m.stride; };
+  KeysValues<T> cross_keys(Index layer, Index i) const {
+    const Member& member = group.members[i];
+    const T* const keys = keys_of(layer, member.sample);
+    const T* const values = keys + condition.batch * condition.keys * denoiser.width;
+    const T* const largest = m.cross_largest + (layer * group.member_count + i) * denoiser.width;
+    return {keys, values, denoiser.width, member.keys, member.key_count, largest};
+  }
 
-    normalise(row(0), row(1));
+  // h[3] = the block of h[0].
+  void block(Index layer, const T* modulation, const Tape<T>& tape) {
+    const BlockView<T>& w = denoiser.blocks[layer];
+    T* const own_qkv = rows_of(tape.qkv, m.qkv_stride);
+    const auto row = [&](int i) { return modulation + i * m.stride; };
+    const auto add = [&](int part, const T* gate) {
+      return AddGated<T>{rows_of(tape.h[part], m.stride), rows_of(tape.h[part + 1], m.stride), m.stride, gate};
+    };
+
+    normalise(tape.h[0], row(0), row(1));
     project(w.qkv, Store<T>{own_qkv, m.qkv_stride});
     team.meet(team.barrier);
     transpose(own_qkv, m.qkv_stride, own.count(), denoiser.width, m.q_lines, m.lanes);
     for_own_members(group, own, [&](Index i, Index first, Index last) {
-      const Member& member = group.members[i];
-      const T* const keys = qkv + member.first_row * m.qkv_stride + denoiser.width;
-      largest_magnitudes(keys, m.qkv_stride, group.counting, member.rows, denoiser.width, m.self_largest);
-      attend(first, last, {keys, keys + denoiser.width, m.qkv_stride, group.counting, member.rows, m.self_largest});
+      const KeysValues<T> kv = self_keys(tape.qkv, group.members[i]);
+      largest_magnitudes(kv.keys, kv.stride, kv.index, kv.count, denoiser.width, m.self_largest);
+      attend(first, last, kv, m.q_lines, tape.attended[0], tape.norms[0]);
     });
-    add_attended(w.self_out, row(2));
+    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(0, row(2)));
 
-    normalise(row(3), row(4));
+    normalise(tape.h[1], row(3), row(4));
     project(w.q, Store<T>{rows_of(m.q, m.stride), m.stride});
-    transpose(rows_of(m.q, m.stride), m.stride, own.count(), denoiser.width, m.q_lines, m.lanes);
+    transpose(rows_of(m.q, m.stride), m.stride, own.count(), denoiser.width, tape.cross_q, m.lanes);
     for_own_members(group, own, [&](Index i, Index first, Index last) {
-      const Member& member = group.members[i];
-      const T* const keys = keys_of(layer, member.sample);
-      const T* const values = keys + condition.batch * condition.keys * denoiser.width;
-      const T* const largest = m.cross_largest + (layer * group.member_count + i) * denoiser.width;
-      attend(first, last, {keys, values, denoiser.width, member.keys, member.key_count, largest});
+      attend(first, last, cross_keys(layer, i), tape.cross_q, tape.attended[1], tape.norms[1]);
     });
-    add_attended(w.cross_out, row(5));
+    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(1, row(5)));
 
-    normalise(row(6), row(7));
-    project(w.fc1, StoreGelu<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride});
-    product(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, own.count(), w.fc2,
-            AddGated<T>{rows_of(m.h, m.stride), m.stride, row(8)});
-  }
-};
-
-template <class T>
-struct LoopState {
-  Network<T>& net;
-  const LoopCall<T>& call;
-
-  const T* x_of(Index sample, Index token) const {
-    return call.x + (sample * call.tokens + token) * net.denoiser.channels;
+    normalise(tape.h[2], row(6), row(7));
+    project(w.fc1, StoreGelu<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride, tape.before_gelu});
+    product(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, own.count(), w.fc2, add(2, row(8)));
   }
 
-  void read_start() const {
-    const Index channels = net.denoiser.channels;
-    for_own_members(net.group, net.own, [&](Index i, Index first, Index last) {
-      for (Index row = first; row < last; ++row) {
-        const T* const from = x_of(net.group.members[i].sample, net.group.token[row]);
-        for (Index c = 0; c < channels; ++c) net.m.x_t[row * net.m.channel_stride + c] = from[c];
-      }
-    });
+  // What a tape that keeps h[0], qkv, Q and the attended of a block leaves out: h[1], h[2] and before_gelu, in three
+  // products, without any attention.
+  void complete(Index layer, const T* modulation, const Tape<T>& tape) const {
+    const BlockView<T>& w = denoiser.blocks[layer];
+    const auto row = [&](int i) { return modulation + i * m.stride; };
+    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out,
+            AddGated<T>{tape.h[0], tape.h[1], m.stride, row(2)});
+    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out,
+            AddGated<T>{tape.h[1], tape.h[2], m.stride, row(5)});
+    normalise(tape.h[2], row(6), row(7));
+    project(w.fc1, Store<T>{tape.before_gelu, m.hidden_stride});
   }
 
-  void write_result() const {
-    const Index channels = net.denoiser.channels;
-    for_own_members(net.group, net.own, [&](Index i, Index first, Index last) {
-      for (Index row = first; row < last; ++row) {
-        const Index place = net.group.members[i].sample * call.tokens + net.group.token[row];
-        for (Index c = 0; c < channels; ++c) call.out[place * channels + c] = net.m.x_t[row * net.m.channel_stride + c];
-      }
-    });
+  // m.output from the last block's result.
+  void finish(T* h, const T* final_modulation) const {
+    normalise(h, final_modulation, final_modulation + m.stride);
+    project(denoiser.out, Store<T>{rows_of(m.output, m.output_stride), m.output_stride});
   }
 
-  void predict(Index step) {
-    const Memory<T>& m = net.m;
-    product(RowMajor<T>{net.rows_of(m.x_t, m.channel_stride), m.channel_stride}, net.own.count(), net.denoiser.in,
-            StoreWithPosition<T>{net.rows_of(m.h, m.stride), m.stride, call.position, m.stride,
-                                 net.group.token + net.own.first});
-    const Index layers = net.denoiser.layers;
-    for (Index layer = 0; layer < layers; ++layer) {
-      net.block(layer, call.block_modulation + ((step - 1) * layers + layer) * 9 * m.stride);
+  // m.output from m.x_t, with the step's modulation, (L, 9, stride) and (2, stride). `tape_of(layer)` gives the arrays
+  // of a block; what its h[3] is, the next one's h[0] must be.
+  template <class TapeOf>
+  void predict(const T* position, const T* block_modulation, const T* final_modulation, const TapeOf& tape_of) {
+    Tape<T> tape = tape_of(Index{0});
+    product(RowMajor<T>{rows_of(m.x_t, m.channel_stride), m.channel_stride}, own.count(), denoiser.in,
+            StoreWithPosition<T>{rows_of(tape.h[0], m.stride), m.stride, position, m.stride, group.token + own.first});
+    for (Index layer = 0; layer < denoiser.layers; ++layer) {
+      if (layer > 0) tape = tape_of(layer);
+      block(layer, block_modulation + layer * 9 * m.stride, tape);
     }
-    const T* const modulation = call.final_modulation + (step - 1) * 2 * m.stride;
-    net.normalise(modulation, modulation + m.stride);
-    net.project(net.denoiser.out, Store<T>{net.rows_of(m.output, m.output_stride), m.output_stride});
+    finish(tape.h[3], final_modulation);
   }
 
-  // x_{t-1} = c_x x_t + c_p prediction + sigma z, sigma = exp(log_variance / 2) with log_variance linear in v.
-  void update_rows(Index first, Index last, const double* c, const float* z) const {
-    constexpr int N = kLanes<T>;
-    constexpr double kHalfLog2e = 0.5 * 1.44269504088896340736;
-    const T slope = static_cast<T>(kHalfLog2e * 0.5 * (c[2] - c[3]));
-    const T offset = static_cast<T>(kHalfLog2e * 0.5 * (c[2] + c[3]));
-    const T c_x = static_cast<T>(c[0]), c_p = static_cast<T>(c[1]);
-    const Index channels = net.denoiser.channels;
-    for (Index row = first; row < last; ++row) {
-      T* const x = net.m.x_t + row * net.m.channel_stride;
-      const T* const prediction = net.m.output + row * net.m.output_stride;
-      for (Index i = 0; i < channels; i += N) {
-        Vector<T, N> next = load<T, N>(prediction + i) * c_p + load<T, N>(x + i) * c_x;
-        if (z != nullptr) {
-          const Vector<T, N> sigma = exp2_everywhere<T, N>(load<T, N>(prediction + channels + i) * slope + offset);
-          const Vector<float, N> noise = load<float, N>(z + (row - first) * channels + i);
-          next = sigma * __builtin_convertvector(noise, Vector<T, N>) + next;
-        }
-        store<T, N>(x + i, next);
+  // The arrays of the workspace as a tape that the next block overwrites. K and V alternate: one meeting a block is
+  // enough, since nobody can be two blocks ahead.
+  Tape<T> overwritten() {
+    T* const h = m.h;
+    return {{h, h, h, h}, m.qkv[meetings++ % 2], m.q_lines, {m.attended, m.attended}, {nullptr, nullptr}, nullptr};
+  }
+
+  // Own rows from an array (B, tokens, columns) to rows `stride` apart, padded with 0, and back.
+  void read(const T* array, Index tokens, Index columns, T* rows, Index row_stride) const {
+    for_own_members(group, own, [&](Index i, Index first, Index last) {
+      for (Index row = first; row < last; ++row) {
+        const T* const from = array + (group.members[i].sample * tokens + group.token[row]) * columns;
+        T* const to = rows + row * row_stride;
+        for (Index c = 0; c < columns; ++c) to[c] = from[c];
+        for (Index c = columns; c < row_stride; ++c) to[c] = T(0);
       }
-    }
+    });
   }
-
-  void update(Index step) const {
-    const double* const c = call.coefficients + 4 * (step - 1);
-    if (step == 1) return update_rows(net.own.first, net.own.last, c, nullptr);
-    const Index channels = net.denoiser.channels;
-    PhiloxRequest request = call.noise;
-    request.step = static_cast<std::uint32_t>(step);
-    for_own_members(net.group, net.own, [&](Index i, Index first, Index last) {
-      const Index id = call.sample_ids[net.group.members[i].sample];
-      while (first < last) {  // runs of neighbouring tokens: their elements are neighbours in the stream
-        const Index token = net.group.token[first];
-        Index next = first + 1;
-        while (next < last && net.group.token[next] == token + next - first) ++next;
-        const Index begin = token * channels, end = begin + (next - first) * channels;
-        call.normals(request, id, begin / 4, (end + 3) / 4 - begin / 4, net.m.noise);
-        update_rows(first, next, c, net.m.noise + begin % 4);
-        first = next;
+  void write(const T* rows, Index row_stride, Index tokens, Index columns, T* array) const {
+    for_own_members(group, own, [&](Index i, Index first, Index last) {
+      for (Index row = first; row < last; ++row) {
+        T* const to = array + (group.members[i].sample * tokens + group.token[row]) * columns;
+        for (Index c = 0; c < columns; ++c) to[c] = rows[row * row_stride + c];
       }
     });
   }
 };
 
+// The network once: what training at random steps (Eq. 3) needs.
 template <class T>
-Index reverse_loop(const LoopCall<T>& call, const Group& group, const Team& team, T* memory) {
+Index denoiser(const DenoiserCall<T>& call, const Group& group, const Team& team, T* memory) {
   Memory<T> m;
   carve(call.denoiser, group, team.size, team.index, memory, m);
   Network<T> net{call.denoiser, call.condition, group, team, m, OwnRows(group, team)};
-  LoopState<T> state{net, call};
+  const Index table = call.per_sample ? group.members[0].sample : 0;
   net.prepare_condition();
-  state.read_start();
-  for (Index step = call.steps; step >= 1; --step) {
-    state.predict(step);
-    state.update(step);
-  }
-  state.write_result();
+  net.read(call.x, call.tokens, call.denoiser.channels, m.x_t, m.channel_stride);
+  net.predict(call.position, call.block_modulation + table * call.denoiser.layers * 9 * m.stride,
+              call.final_modulation + table * 2 * m.stride, [&](Index) { return net.overwritten(); });
+  net.write(m.output, m.output_stride, call.tokens, 2 * call.denoiser.channels, call.out);
   return net.hits;
 }
 
@@ -306,24 +335,11 @@ Index denoiser_block(const BlockCall<T>& call, const Group& group, const Team& t
   Memory<T> m;
   carve(call.denoiser, group, team.size, team.index, memory, m);
   Network<T> net{call.denoiser, call.condition, group, team, m, OwnRows(group, team)};
-  const Index width = call.denoiser.width;
-  const auto place = [&](Index i, Index row) {
-    return (group.members[i].sample * call.tokens + group.token[row]) * width;
-  };
+  const Index table = call.per_sample ? group.members[0].sample : 0;
   net.prepare_condition();
-  for_own_members(group, net.own, [&](Index i, Index first, Index last) {
-    for (Index row = first; row < last; ++row) {
-      T* const h = m.h + row * m.stride;
-      for (Index c = 0; c < width; ++c) h[c] = call.x[place(i, row) + c];
-      for (Index c = width; c < m.stride; ++c) h[c] = 0;
-    }
-  });
-  net.block(0, call.modulation + group.members[0].sample * call.modulation_step);
-  for_own_members(group, net.own, [&](Index i, Index first, Index last) {
-    for (Index row = first; row < last; ++row) {
-      for (Index c = 0; c < width; ++c) call.out[place(i, row) + c] = m.h[row * m.stride + c];
-    }
-  });
+  net.read(call.x, call.tokens, call.denoiser.width, m.h, m.stride);
+  net.block(0, call.modulation + table * 9 * m.stride, net.overwritten());
+  net.write(m.h, m.stride, call.tokens, call.denoiser.width, call.out);
   return net.hits;
 }
 

@@ -28,26 +28,26 @@ struct ChannelMajor {
   RH_INLINE ChannelMajor from(Index row) const { return {data + row, stride}; }
 };
 
-template <int Rows, int Vectors, class T, class Left, class Epilogue>
-RH_INLINE void tile(Left a, const T* panel, const T* bias, Index depth, Index row, Index column,
+// `panel` has lines `panel_stride` apart, one for each k; `bias` may be null for 0.
+template <int Rows, int Vectors, int N, class T, class Left, class Epilogue>
+RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, Index depth, Index row, Index column,
                     const Epilogue& epilogue) {
-  constexpr int N = kLanes<T>;
   Vector<T, N> sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = load<T, N>(bias + v * N);
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = bias == nullptr ? Vector<T, N>{} : load<T, N>(bias + v * N);
   }
 #pragma GCC unroll 4
   for (Index k = 0; k < depth; ++k) {
     Vector<T, N> w[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) w[v] = load<T, N>(panel + (k * Vectors + v) * N);
+    for (int v = 0; v < Vectors; ++v) w[v] = load<T, N>(panel + k * panel_stride + v * N);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const T left = a.at(r, k);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = left * w[v] + sum[r][v];
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add<T, N>(w[v], left, sum[r][v]);
     }
   }
 #pragma GCC unroll 16
@@ -57,22 +57,24 @@ RH_INLINE void tile(Left a, const T* panel, const T* bias, Index depth, Index ro
   }
 }
 
-template <int Rows, int Vectors, class T, class Left, class Epilogue>
-RH_INLINE void tile_of(Index rows, Left a, const T* panel, const T* bias, Index depth, Index row, Index column,
-                       const Epilogue& epilogue) {
+template <int Rows, int Vectors, int N, class T, class Left, class Epilogue>
+RH_INLINE void tile_of(Index rows, Left a, const T* panel, Index panel_stride, const T* bias, Index depth, Index row,
+                       Index column, const Epilogue& epilogue) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_of<Rows - 1, Vectors>(rows, a, panel, bias, depth, row, column, epilogue);
+    if (rows < Rows) {
+      return tile_of<Rows - 1, Vectors, N>(rows, a, panel, panel_stride, bias, depth, row, column, epilogue);
+    }
   }
-  tile<Rows, Vectors>(a, panel, bias, depth, row, column, epilogue);
+  tile<Rows, Vectors, N>(a, panel, panel_stride, bias, depth, row, column, epilogue);
 }
 
-template <int Vectors, class T, class Left, class Epilogue>
-void panel_product(Left a, Index rows, const T* panel, const T* bias, Index depth, Index column,
+template <int Vectors, int N, class T, class Left, class Epilogue>
+void panel_product(Left a, Index rows, const T* panel, Index panel_stride, const T* bias, Index depth, Index column,
                    const Epilogue& epilogue) {
   Index row = 0;
   for (Index tiles = (rows + RH_TILE_ROWS - 1) / RH_TILE_ROWS; tiles > 0; --tiles) {
     const Index height = (rows - row + tiles - 1) / tiles;  // even: 50 rows are 5 times 10, not 4 times 12 and 2
-    tile_of<RH_TILE_ROWS, Vectors>(height, a.from(row), panel, bias, depth, row, column, epilogue);
+    tile_of<RH_TILE_ROWS, Vectors, N>(height, a.from(row), panel, panel_stride, bias, depth, row, column, epilogue);
     row += height;
   }
 }
@@ -80,15 +82,44 @@ void panel_product(Left a, Index rows, const T* panel, const T* bias, Index dept
 // epilogue(row, column, values) is called once for each vector of the (rows, columns) result.
 template <class T, class Left, class Epilogue>
 void product(Left a, Index rows, const PackedMatrix<T>& w, const Epilogue& epilogue) {
-  constexpr Index kPanel = RH_TILE_VECTORS * kLanes<T>;
-  const Index columns = round_up(w.columns, kLanes<T>);
+  constexpr int N = kLanes<T>;
+  constexpr Index kPanel = RH_TILE_VECTORS * N;
+  const Index columns = round_up(w.columns, N);
+  const auto bias = [&](Index column) { return w.bias == nullptr ? nullptr : w.bias + column; };
   Index column = 0;
   for (; column + kPanel <= columns; column += kPanel) {
-    panel_product<RH_TILE_VECTORS>(a, rows, w.data + column * w.depth, w.bias + column, w.depth, column, epilogue);
+    panel_product<RH_TILE_VECTORS, N>(a, rows, w.data + column * w.depth, kPanel, bias(column), w.depth, column,
+                                      epilogue);
   }
-  for (; column < columns; column += kLanes<T>) {
-    panel_product<1>(a, rows, w.data + column * w.depth, w.bias + column, w.depth, column, epilogue);
+  for (; column < columns; column += N) {
+    panel_product<1, N>(a, rows, w.data + column * w.depth, Index{N}, bias(column), w.depth, column, epilogue);
   }
+}
+
+// The same with rows of activations, `right_stride` apart, on the right: result (rows, columns) = A B + bias, B (depth,
+// columns). `bias` may be null.
+template <class T, class Left, class Epilogue>
+void product_of_rows(Left a, Index rows, const T* right, Index right_stride, Index depth, Index columns,
+                     const Epilogue& epilogue, const T* bias = nullptr) {
+  constexpr int N = kLanes<T>;
+  constexpr Index kPanel = RH_TILE_VECTORS * N;
+  const auto from = [&](Index column) { return bias == nullptr ? nullptr : bias + column; };
+  Index column = 0;
+  for (; column + kPanel <= round_up(columns, N); column += kPanel) {
+    panel_product<RH_TILE_VECTORS, N>(a, rows, right + column, right_stride, from(column), depth, column, epilogue);
+  }
+  for (; column < columns; column += N) {
+    panel_product<1, N>(a, rows, right + column, right_stride, from(column), depth, column, epilogue);
+  }
+}
+
+// Where element (k, column) of a packed matrix is, `column` the first of a vector.
+template <class T>
+RH_INLINE Index panel_place(Index padded_columns, Index depth, Index k, Index column) {
+  constexpr Index kPanel = RH_TILE_VECTORS * kLanes<T>;
+  const Index start = column / kPanel * kPanel;
+  return start + kPanel <= padded_columns ? start * depth + k * kPanel + column - start
+                                          : column * depth + k * kLanes<T>;
 }
 
 template <class T>
@@ -100,24 +131,30 @@ struct Store {
   }
 };
 
+// out = GELU(value), and the value itself where `before` is not null.
 template <class T>
 struct StoreGelu {
   T* out;
   Index stride;
+  T* before;
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
-    store<T, kLanes<T>>(out + row * stride + column, gelu<T, kLanes<T>>(value));
+    const Index place = row * stride + column;
+    if (before != nullptr) store<T, kLanes<T>>(before + place, value);
+    store<T, kLanes<T>>(out + place, gelu<T, kLanes<T>>(value));
   }
 };
 
-// out += gate * value.
+// out = before + gate * value; `before` may be out.
 template <class T>
 struct AddGated {
+  const T* before;
   T* out;
   Index stride;
   const T* gate;
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
-    T* const place = out + row * stride + column;
-    store<T, kLanes<T>>(place, load<T, kLanes<T>>(gate + column) * value + load<T, kLanes<T>>(place));
+    const Index place = row * stride + column;
+    constexpr int N = kLanes<T>;
+    store<T, N>(out + place, multiply_add<T, N>(load<T, N>(gate + column), value, load<T, N>(before + place)));
   }
 };
 

@@ -12,8 +12,10 @@ constexpr double kLayerNormEpsilon = 1e-6;
 // out = LN(x) (1 + scale) + shift for rows of `width` channels, `stride` apart and padded to whole vectors with 0 in x
 // (what out holds there has no meaning). Two passes: the mean is taken off before squares are summed. Four rows at a
 // time share instructions only, each is computed alone; where fewer are left, the last one is taken again.
+// statistics, if not null, gets (rows, 2): mean, and one over the deviation.
 template <class T>
-void modulated_layer_norm(const T* x, Index rows, Index width, Index stride, const T* shift, const T* scale, T* out) {
+void modulated_layer_norm(const T* x, Index rows, Index width, Index stride, const T* shift, const T* scale, T* out,
+                          T* statistics = nullptr) {
   constexpr int N = kLanes<T>;
   const Index whole = width / N * N;
   const Vector<T, N> inside = lane_numbers<T, N>() < T(width - whole) ? broadcast<T, N>(T(1)) : Vector<T, N>{};
@@ -34,24 +36,31 @@ void modulated_layer_norm(const T* x, Index rows, Index width, Index stride, con
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Vector<T, N> centred = load<T, N>(x + place[r] + c) - mean[r];
-        squares[r] = centred * centred + squares[r];
+        squares[r] = multiply_add<T, N>(centred, centred, squares[r]);
       }
     }
     if (whole < width) {
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Vector<T, N> centred = (load<T, N>(x + place[r] + whole) - mean[r]) * inside;
-        squares[r] = centred * centred + squares[r];
+        squares[r] = multiply_add<T, N>(centred, centred, squares[r]);
       }
     }
     four_sums<N>(squares, inverse);
     for (int r = 0; r < 4; ++r) inverse[r] = T(1) / square_root(inverse[r] * share + T(kLayerNormEpsilon));
+    if (statistics != nullptr) {
+      for (int r = 0; r < 4; ++r) {
+        const Index row = smaller(first + r, rows - 1);
+        statistics[2 * row] = mean[r];
+        statistics[2 * row + 1] = inverse[r];
+      }
+    }
     for (Index c = 0; c < width; c += N) {
       const Vector<T, N> factor = load<T, N>(scale + c) + T(1), offset = load<T, N>(shift + c);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Vector<T, N> normal = (load<T, N>(x + place[r] + c) - mean[r]) * inverse[r];
-        store<T, N>(out + place[r] + c, normal * factor + offset);
+        store<T, N>(out + place[r] + c, multiply_add<T, N>(normal, factor, offset));
       }
     }
   }

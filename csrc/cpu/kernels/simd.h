@@ -11,6 +11,8 @@
 #include <cstdint>
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define RH_INLINE inline __attribute__((always_inline))
@@ -120,6 +122,26 @@ RH_INLINE Vector<T, N / 2> add_halves(Vector<T, N> v) {
 RH_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 RH_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
+// a b + c, rounded once where the instruction set can. Nothing else is contracted: what a compiler fuses depends on the
+// code around it, and with that the bits of a row would depend on the tile that it stands in.
+template <class T, int N>
+RH_INLINE Vector<T, N> multiply_add(Vector<T, N> a, Vector<T, N> b, Vector<T, N> c) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) == 4 && N == 4) return _mm_fmadd_ps(a, b, c);
+  if constexpr (sizeof(T) == 4 && N == 8) return _mm256_fmadd_ps(a, b, c);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && N == 16) return _mm512_fmadd_ps(a, b, c);
+#endif
+#elif defined(__ARM_NEON)
+  if constexpr (sizeof(T) == 4 && N == 4) return vfmaq_f32(c, a, b);
+#endif
+  return a * b + c;
+}
+template <class T, int N>
+RH_INLINE Vector<T, N> multiply_add(Vector<T, N> a, T b, Vector<T, N> c) {
+  return multiply_add<T, N>(a, broadcast<T, N>(b), c);
+}
+
 // 2^f, f in [-1/2, 1/2], by Horner's rule. float: minimax of degree 5, relative error 9e-8; double: Taylor, 4e-18.
 template <class T>
 struct Exp2Series;
@@ -149,7 +171,9 @@ RH_INLINE Vector<T, N> exp2_series(Vector<T, N> fraction) {
   Vector<T, N> power = broadcast<T, N>(Series::kCoefficients[0]);
   constexpr int kTerms = sizeof(Series::kCoefficients) / sizeof(T);
 #pragma GCC unroll 16
-  for (int i = 1; i < kTerms; ++i) power = power * fraction + Series::kCoefficients[i];
+  for (int i = 1; i < kTerms; ++i) {
+    power = multiply_add<T, N>(power, fraction, broadcast<T, N>(Series::kCoefficients[i]));
+  }
   return power;
 }
 
@@ -186,23 +210,27 @@ RH_INLINE Vector<T, N> exp2_everywhere(Vector<T, N> x) {
   return exp2_series<T, N>(near - whole) * factor1 * factor2;
 }
 
-// GELU by tanh, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), as PyTorch's approximate="tanh".
+// 1 + exp(-2 u), u = sqrt(2/pi) (x + 0.044715 x^3): GELU by tanh is x over it, as PyTorch's approximate="tanh".
 template <class T, int N>
-RH_INLINE Vector<T, N> gelu(Vector<T, N> x) {
+RH_INLINE Vector<T, N> gelu_divisor(Vector<T, N> x) {
   constexpr T kLinear = T(-2 * 0.79788456080286535588 * 1.44269504088896340736);  // exp(-2u) = 2^(kLinear (...))
   constexpr T kCubic = T(-2 * 0.79788456080286535588 * 1.44269504088896340736 * 0.044715);
-  const Vector<T, N> exponent = x * (x * x * kCubic + kLinear);
+  const Vector<T, N> exponent = x * multiply_add<T, N>(x * x, kCubic, broadcast<T, N>(kLinear));
 #if defined(__AVX512F__)
   if constexpr (N == 16) {  // overflows and underflows as it should, without bounds
     constexpr __mmask16 kAll = 0xFFFF;  // g++ 12 warns of the forms without a mask
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     const Vector<T, N> whole = _mm512_maskz_roundscale_ps(kAll, exponent, kNearest);
     const Vector<T, N> power = _mm512_maskz_scalef_ps(kAll, exp2_series<T, N>(exponent - whole), whole);
-    return x / (power + T(1));
+    return power + T(1);
   }
 #endif
-  const Vector<T, N> power = exp2_in_range<T, N>(at_most<T, N>(at_least<T, N>(exponent, T(-126)), T(126)));
-  return x / (power + T(1));
+  return exp2_in_range<T, N>(at_most<T, N>(at_least<T, N>(exponent, T(-126)), T(126))) + T(1);
+}
+
+template <class T, int N>
+RH_INLINE Vector<T, N> gelu(Vector<T, N> x) {
+  return x / gelu_divisor<T, N>(x);
 }
 
 // Interleaves 32-bit (Width 1) or 64-bit (Width 2) parts of a and b inside each group of four lanes, low or high half:

@@ -2,7 +2,8 @@
 // The kernels of one instruction set as a table of functions: what its file exports.
 #pragma once
 
-#include "denoiser.h"
+#include "linears.h"
+#include "loop_backward.h"
 
 namespace rohydr {
 namespace {
@@ -56,7 +57,7 @@ __attribute__((noinline)) double fma_peak(Index iterations) {
   asm volatile("" : "+m"(factor), "+m"(addend));  // not known to the compiler
   for (Index it = 0; it < iterations; ++it) {
 #pragma GCC unroll 20
-    for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + addend;
+    for (int i = 0; i < kChains; ++i) chain[i] = multiply_add<T, N>(chain[i], factor, addend);
   }
   Vector<T, N> total{};
   for (int i = 0; i < kChains; ++i) total = total + chain[i];
@@ -67,7 +68,9 @@ __attribute__((noinline)) double fma_peak(Index iterations) {
 
 template <class T>
 constexpr Kernels<T> kTable{kLanes<T>,          RH_TILE_VECTORS,        workspace<T>,       reverse_loop<T>,
-                            denoiser_block<T>, attention_workspace<T>, cross_attention<T>, fma_peak<T>};
+                            denoiser<T>,       denoiser_block<T>,      attention_workspace<T>, cross_attention<T>,
+                            fma_peak<T>,       kept_size<T>,           backward_workspace<T>,  reverse_loop_backward<T>,
+                            denoiser_backward<T>, denoiser_block_backward<T>, linears_workspace<T>, linears<T>};
 
 }  // namespace
 }  // namespace rohydr

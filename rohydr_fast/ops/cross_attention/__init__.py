@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_attention
-from ..dispatch import choose, wants_gradient
+from ..dispatch import choose, run_reference, wants_gradient
 from . import native, reference
 
 
@@ -12,16 +12,19 @@ def cross_attention(
 ) -> Tensor:
     """softmax(Q K' / sqrt(D)) V in each head (the attention under Eq. 1); shapes in `reference.cross_attention`.
 
+    `torch.autocast` changes nothing: the result has the dtype of `q`.
+
     Raises:
         UsageError: a shape, dtype or device that does not fit.
-        BackendUnavailable: the named backend cannot run this call.
+        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradients of attention alone.
 
     Cost: one native call on "cpp".
     """
     check_attention("cross_attention", q, k, v, num_heads, key_mask)
     name = choose("cross_attention", backend, q, wants_gradient((q, k, v)))
-    run = native if name == "cpp" else reference
-    return run.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
+    if name == "cpp":
+        return native.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
+    return run_reference(reference.cross_attention, q, k, v, num_heads=num_heads, key_mask=key_mask)
 
 
 __all__ = ["cross_attention"]

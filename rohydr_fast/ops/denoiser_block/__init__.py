@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_block
-from ..dispatch import choose, wants_gradient
+from ..dispatch import choose, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import BlockWeights
 
@@ -21,20 +21,24 @@ def denoiser_block(
 ) -> Tensor:
     """Self-attention, cross-attention and MLP with adaLN-Zero (Eq. 2); shapes in `reference.denoiser_block`.
 
-    Weights have the dtype of `x`, or are bfloat16 and widened to it. Tokens that `token_mask` leaves out hold numbers
-    without meaning.
+    Weights have the dtype of `x`, or are bfloat16 and widened to it; `torch.autocast` changes nothing. Tokens that
+    `token_mask` leaves out hold numbers without meaning, and what is asked of their gradient is not looked at.
 
     Raises:
         UsageError: a shape, dtype or device that does not fit.
-        BackendUnavailable: the named backend cannot run this call.
+        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to bfloat16
+            weights, and its gradients are differentiable once.
 
-    Cost: one native call on "cpp"; the weights are packed at the first call and again whenever they changed.
+    Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
+    whenever they changed.
     """
     check_block("denoiser_block", x, modulation, cond_kv, weights, num_heads, token_mask, key_mask)
     options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
-    if choose("denoiser_block", backend, x, wants_gradient((x, modulation, cond_kv, *weights))) == "cpp":
+    needs_grad = wants_gradient((x, modulation, cond_kv, *weights))
+    grad_of = wanting(x, weights) if needs_grad else ()
+    if choose("denoiser_block", backend, x, needs_grad, grad_of) == "cpp":
         return native.denoiser_block(x, modulation, cond_kv, weights, **options)
-    return reference.denoiser_block(x, modulation, cond_kv, weights.to(x.dtype), **options)
+    return run_reference(reference.denoiser_block, x, modulation, cond_kv, weights.to(x.dtype), **options)
 
 
 __all__ = ["BlockWeights", "denoiser_block"]

@@ -17,7 +17,6 @@ def denoiser_block(
     token_mask: Tensor | None,
     key_mask: Tensor | None,
 ) -> Tensor:
-    """(B, T, W), see `reference.denoiser_block`; zeros at tokens that `token_mask` leaves out; no gradient."""
+    """(B, T, W), see `reference.denoiser_block`; zeros at tokens that `token_mask` leaves out."""
     rows = modulation if modulation.dim() == 3 else modulation[None]  # (1 or B, 9, W)
-    with torch.no_grad():
-        return torch.ops.rohydr_fast.denoiser_block(x, rows, cond_kv, list(weights), num_heads, token_mask, key_mask)
+    return torch.ops.rohydr_fast.denoiser_block(x, rows, cond_kv, list(weights), num_heads, token_mask, key_mask)

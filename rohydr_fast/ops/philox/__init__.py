@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...errors import UsageError
+from ..dispatch import in_func_transform
 from ..registry import select
 from . import native, reference
 
@@ -85,13 +86,13 @@ def normal(
     CUDA kernel when it is there, else on the CPU and copied. `sample_ids` on a CUDA device are copied to the CPU first,
     which waits for the device: keep them on the CPU.
 
-    Under `torch.compile` it is the operation `torch.ops.rohydr_fast.philox_normal`: `sample_ids` must be a tensor, and
-    the numbers are made on the CPU.
+    Under `torch.compile` and in transforms of `torch.func` it is the operation `torch.ops.rohydr_fast.philox_normal`:
+    `sample_ids` must be a tensor, and the numbers are made on the CPU.
 
     Returns:
         (B, count) float32 on `device`, each within 4 ulp of the exact value.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (in_func_transform() and isinstance(sample_ids, torch.Tensor)):
         return native.normal_operation(seed, sample_ids, modality, step, stream, count, backend).to(device)
     return _draw("normal", seed, sample_ids, modality, step, stream, count, backend, device)
 

@@ -9,9 +9,7 @@ from .. import library
 _DTYPES = {"bits": np.int64, "uniform": np.float32, "normal": np.float32}
 
 
-def fill(
-    kind: str, seed: int, sample_ids: np.ndarray, modality: int, step: int, stream: int, count: int
-) -> np.ndarray:
+def fill(kind: str, seed: int, sample_ids: np.ndarray, modality: int, step: int, stream: int, count: int) -> np.ndarray:
     """(B, count) numbers of one kind ("bits", "uniform", "normal"), made on the CPU."""
     out = np.empty((len(sample_ids), count), dtype=_DTYPES[kind])
     getattr(_native.load(), f"philox_{kind}")(seed, sample_ids, modality, step, stream, out)

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..checks import check_chain, fail
-from ..dispatch import choose, wants_gradient
+from ..dispatch import choose, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import Chain, DenoiserWeights, Modulation, NoiseKey
 
@@ -24,42 +25,98 @@ def reverse_loop(
     key_mask: Tensor | None = None,
     grad_steps: int | None = None,
     backend: str | None = None,
+    max_memory: int | None = None,
 ) -> Tensor:
     """All K steps of Eq. 2, from x_K to x_0; shapes in `reference.reverse_loop`.
 
-    Weights have the dtype of `x`, or are bfloat16 and widened to it. Tokens that `token_mask` leaves out hold numbers
-    without meaning.
+    Weights have the dtype of `x`, or are bfloat16 and widened to it; `torch.autocast` changes nothing. Tokens that
+    `token_mask` leaves out hold numbers without meaning, and what is asked of their gradient is not looked at.
+    `max_memory` is that of `reverse_loops`.
 
     Raises:
         UsageError: a shape, dtype or device that does not fit, tables of unequal length, an empty key set, a
-            coefficient that is not finite, a noise key out of range, a negative `grad_steps`.
-        BackendUnavailable: the named backend cannot run this call.
+            coefficient that is not finite, a noise key out of range, a negative `grad_steps`, too little memory.
+        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to the position,
+            the coefficients and bfloat16 weights, and its gradients are differentiable once.
 
-    Cost: one native call on "cpp"; the weights are packed at the first call and again whenever they changed.
+    Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
+    whenever they changed.
     """
     chain = Chain(
         x, position, modulation, cond_kv, weights, coefficients, noise, num_heads, token_mask, key_mask, grad_steps
     )
-    check_chain("reverse_loop", chain)
-    return _run([chain], backend)[0]
+    return reverse_loops([chain], backend=backend, max_memory=max_memory)[0]
 
 
-def reverse_loops(chains: Sequence[Chain], *, backend: str | None = None) -> list[Tensor]:
+def reverse_loops(
+    chains: Sequence[Chain], *, backend: str | None = None, max_memory: int | None = None
+) -> list[Tensor]:
     """Several independent reverse loops (Eq. 2) at once: all modalities of a batch share one run of the threads.
 
     Args:
         chains: the arguments of `reverse_loop` for each; one dtype and one device for all, other sizes may differ.
         backend: see `rohydr_fast.explain`. The reference runs them one after another.
+        max_memory: bytes that "cpp" may keep for the way back; None is any number. Where they suffice for all chains
+            it keeps what each layer computed, else x_t of every step, and computes the rest again. The reference keeps
+            everything and does not look at this.
 
     Returns:
         (B, T, C) of each chain, the same numbers as `reverse_loop` gives on the same backend.
 
     Raises:
         UsageError: as `reverse_loop`, with the number of the chain; dtypes or devices that differ between chains.
-        BackendUnavailable: the named backend cannot run this call; one chain that wants a gradient is enough.
+        BackendUnavailable: the named backend cannot run this call: one chain is enough.
 
-    Cost: one native call on "cpp".
+    Cost: one native call on "cpp", and one for all gradients.
     """
+    _check(chains)
+    if not len(chains):
+        return []
+    chains = [_without_dead_ends(chain) for chain in chains]
+    grad_steps = [_grad_steps(chain) if wants_gradient(chain.tensors()) else 0 for chain in chains]
+    grad_of = ()
+    for chain, steps in zip(chains, grad_steps, strict=True):
+        if steps:
+            tables = dict(position=chain.position, coefficients=chain.coefficients)
+            grad_of += wanting(chain.x, chain.weights.tensors(), **tables)
+    if choose("reverse_loop", backend, chains[0].x, any(grad_steps), grad_of) == "cpp":
+        return native.reverse_loops(chains, grad_steps, max_memory)
+    return [_run_reference(chain) for chain in chains]
+
+
+@torch.no_grad()
+def first_undefined_steps(chains: Sequence[Chain], *, backend: str | None = None) -> list[int | None]:
+    """Run the chains again, and see where their numbers leave the finite ones: `first_undefined_step` of each.
+
+    Arguments and errors as `reverse_loops`. Padded tokens are not looked at.
+    """
+    _check(chains)
+    if len(chains) and choose("reverse_loop", backend, chains[0].x, needs_grad=False) == "cpp":
+        runs = native.trajectories(chains)
+    else:
+        runs = [_reference_trajectory(chain) for chain in chains]
+    steps = []
+    for chain, (states, x_0) in zip(chains, runs, strict=True):
+        real = slice(None) if chain.token_mask is None else chain.token_mask
+        steps.append(first_undefined_step(states[:, real], x_0[real]))
+    return steps
+
+
+def first_undefined_step(states: Tensor, x_0: Tensor) -> int | None:
+    """The first step of Eq. 2 whose result is not finite.
+
+    Args:
+        states: (K, ...) x_t of every step: `states[i - 1]` is what step i starts from.
+        x_0: (...) the result of step 1.
+
+    Returns:
+        i in K..1; K + 1 when x_K itself is not finite; None when everything is.
+    """
+    finite = torch.stack([x_0, *states]).isfinite().flatten(1).all(1)  # (K + 1,), row i - 1 the result of step i
+    return None if bool(finite.all()) else int((~finite).nonzero()[-1, 0]) + 1
+
+
+def _check(chains: Sequence[Chain]) -> None:
     for i, chain in enumerate(chains):
         op = "reverse_loop" if len(chains) == 1 else f"reverse_loops, chain {i}"
         check_chain(op, chain)
@@ -67,18 +124,22 @@ def reverse_loops(chains: Sequence[Chain], *, backend: str | None = None) -> lis
         if chain.x.dtype != first.dtype or chain.x.device != first.device:
             got = f"{chain.x.dtype} on {chain.x.device}"
             fail(op, "x", f"be {first.dtype} on {first.device} as in chain 0", got, "Make a call for each dtype.")
-    return _run(chains, backend) if len(chains) else []
 
 
-def _run(chains: Sequence[Chain], backend: str | None) -> list[Tensor]:
-    needs_grad = any([chain.grad_steps != 0 and wants_gradient(chain.tensors()) for chain in chains])
-    if choose("reverse_loop", backend, chains[0].x, needs_grad) == "cpp":
-        return native.reverse_loops(chains)
-    return [_run_reference(chain) for chain in chains]
+def _grad_steps(chain: Chain) -> int:
+    """How many of the last steps carry a gradient: `grad_steps` as a number from 0 to K."""
+    steps = chain.coefficients.shape[0]
+    return steps if chain.grad_steps is None else min(chain.grad_steps, steps)
 
 
-def _run_reference(chain: Chain) -> Tensor:
-    return reference.reverse_loop(
+def _without_dead_ends(chain: Chain) -> Chain:
+    """x_K has no gradient where it does not run through all steps."""
+    return chain if _grad_steps(chain) == chain.coefficients.shape[0] else chain._replace(x=chain.x.detach())
+
+
+def _run_reference(chain: Chain, states: list[Tensor] | None = None) -> Tensor:
+    return run_reference(
+        reference.reverse_loop,
         chain.x,
         chain.position,
         chain.modulation,
@@ -90,7 +151,23 @@ def _run_reference(chain: Chain) -> Tensor:
         token_mask=chain.token_mask,
         key_mask=chain.key_mask,
         grad_steps=chain.grad_steps,
+        states=states,
     )
 
 
-__all__ = ["Chain", "DenoiserWeights", "Modulation", "NoiseKey", "reverse_loop", "reverse_loops"]
+def _reference_trajectory(chain: Chain) -> tuple[Tensor, Tensor]:
+    states: list[Tensor] = []
+    x_0 = _run_reference(chain, states)
+    return torch.stack(states[::-1]), x_0
+
+
+__all__ = [
+    "Chain",
+    "DenoiserWeights",
+    "Modulation",
+    "NoiseKey",
+    "first_undefined_step",
+    "first_undefined_steps",
+    "reverse_loop",
+    "reverse_loops",
+]

@@ -5,27 +5,78 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ... import _native
 from .. import library
+from ..checks import fail
+from ..packing import CACHE, as_optional_array
 from .reference import Chain
 
 
-def reverse_loops(chains: Sequence[Chain]) -> list[Tensor]:
-    """(B, T, C) of each chain, see `reference.reverse_loop`; zeros at tokens that a `token_mask` leaves out."""
+def reverse_loops(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory: int | None) -> list[Tensor]:
+    """(B, T, C) of each chain, see `reference.reverse_loop`; zeros at tokens that a `token_mask` leaves out.
+
+    Args:
+        grad_steps: of each chain, the last steps through which a gradient runs; 0 is none.
+        max_memory: see `ops.reverse_loop.reverse_loops`.
+    """
+    if not any(grad_steps):
+        with torch.no_grad():
+            return torch.ops.rohydr_fast.reverse_loops(*_lists(chains))
+    return _with_states(chains, grad_steps, _tape_sizes(chains, grad_steps, max_memory))[0]
+
+
+@torch.no_grad()
+def trajectories(chains: Sequence[Chain]) -> list[tuple[Tensor, Tensor]]:
+    """x_t of every step (K, B, T, C) and x_0 (B, T, C) of each chain."""
+    outs, states, _ = _with_states(chains, [len(chain.coefficients) for chain in chains], [0] * len(chains))
+    return list(zip(states, outs, strict=True))
+
+
+def _with_states(chains, grad_steps, tape_sizes) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return torch.ops.rohydr_fast.reverse_loops_with_states(*_lists(chains), list(grad_steps), tape_sizes)
+
+
+def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
+    """The arguments of the registered operations."""
     weights = [chain.weights.tensors() for chain in chains]
-    with torch.no_grad():
-        return torch.ops.rohydr_fast.reverse_loops(
-            [chain.x for chain in chains],
-            [chain.position for chain in chains],
-            [chain.modulation.blocks for chain in chains],
-            [chain.modulation.final for chain in chains],
-            [chain.cond_kv for chain in chains],
-            [chain.coefficients.to(chain.x.dtype) for chain in chains],
-            [chain.noise.sample_ids.to("cpu", torch.int64) for chain in chains],
-            [chain.token_mask for chain in chains],
-            [chain.key_mask for chain in chains],
-            [tensor for tensors in weights for tensor in tensors],
-            [len(tensors) for tensors in weights],
-            [chain.num_heads for chain in chains],
-            [library.signed(chain.noise.seed) for chain in chains],
-            [int(chain.noise.modality) for chain in chains],
-        )
+    return (
+        [chain.x for chain in chains],
+        [chain.position for chain in chains],
+        [chain.modulation.blocks for chain in chains],
+        [chain.modulation.final for chain in chains],
+        [chain.cond_kv for chain in chains],
+        [chain.coefficients.to(chain.x.dtype) for chain in chains],
+        [chain.noise.sample_ids.to("cpu", torch.int64) for chain in chains],
+        [chain.token_mask for chain in chains],
+        [chain.key_mask for chain in chains],
+        [tensor for tensors in weights for tensor in tensors],
+        [len(tensors) for tensors in weights],
+        [chain.num_heads for chain in chains],
+        [library.signed(chain.noise.seed) for chain in chains],
+        [int(chain.noise.modality) for chain in chains],
+    )
+
+
+def _tape_sizes(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory: int | None) -> list[int]:
+    """Elements of each chain's tape, all of them or none: 0 where only x_t is kept.
+
+    A graph of `torch.compile` keeps x_t alone, because a tape's size depends on what the mask holds.
+    """
+    size = chains[0].x.element_size()
+    states = sum([steps * chain.x.numel() * size for chain, steps in zip(chains, grad_steps, strict=True)])
+    if max_memory is not None and max_memory < states:
+        advice = "Raise it, or let the gradient run through fewer steps."
+        fail("reverse_loops", "max_memory", f"be at least {states}, the bytes of x_t at every step", max_memory, advice)
+    nothing = [0] * len(chains)
+    if torch.compiler.is_compiling() or not hasattr(_native.load(), "reverse_loop_tape_size"):
+        return nothing
+    sizes = [_tape_size(chain, steps) for chain, steps in zip(chains, grad_steps, strict=True)]
+    return nothing if max_memory is not None and states + sum(sizes) * size > max_memory else sizes
+
+
+def _tape_size(chain: Chain, steps: int) -> int:
+    if steps == 0 or chain.x.numel() == 0:
+        return 0
+    packed = CACHE.get("denoiser", chain.weights.tensors(), chain.num_heads, chain.x.dtype == torch.float64)
+    samples, tokens = chain.x.shape[:2]
+    return _native.load().reverse_loop_tape_size(packed, samples, tokens, as_optional_array(chain.token_mask), steps)

@@ -3,38 +3,10 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import philox
-from ..denoiser_block.reference import BlockWeights, denoiser_block, modulate
-
-
-class DenoiserWeights(NamedTuple):
-    """What the denoiser reads at every step."""
-
-    in_weight: Tensor  # (W, C)
-    in_bias: Tensor  # (W,)
-    blocks: tuple[BlockWeights, ...]
-    out_weight: Tensor  # (2C, W): the noise (or v, or x_0), then the position of the variance
-    out_bias: Tensor  # (2C,)
-
-    def tensors(self) -> list[Tensor]:
-        """All parameters in the order of use, 4 + 12 L."""
-        blocks = [tensor for block in self.blocks for tensor in block]
-        return [self.in_weight, self.in_bias, *blocks, self.out_weight, self.out_bias]
-
-    def to(self, dtype: torch.dtype) -> "DenoiserWeights":
-        """The same parameters in another dtype; differentiable."""
-        ends = [tensor.to(dtype) for tensor in (self.in_weight, self.in_bias, self.out_weight, self.out_bias)]
-        return DenoiserWeights(ends[0], ends[1], tuple([block.to(dtype) for block in self.blocks]), ends[2], ends[3])
-
-
-class Modulation(NamedTuple):
-    """Shift, scale and gate for each step; they depend on the step alone, so a loop computes them once."""
-
-    blocks: Tensor  # (K, L, 9, W)
-    final: Tensor  # (K, 2, W)
+from ..denoiser.reference import DenoiserWeights, Modulation, denoiser
 
 
 class NoiseKey(NamedTuple):
@@ -64,38 +36,6 @@ class Chain(NamedTuple):
         """Everything that a gradient can be asked for."""
         inputs = [self.x, self.position, *self.modulation, self.cond_kv, self.coefficients]
         return inputs + self.weights.tensors()
-
-
-def denoiser(
-    x: Tensor,
-    position: Tensor,
-    modulation: Modulation,
-    cond_kv: Tensor,
-    weights: DenoiserWeights,
-    *,
-    num_heads: int,
-    token_mask: Tensor | None = None,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The network of Eq. 2 at one step.
-
-    Args:
-        x: (B, T, C) x_t, in normalised units.
-        position: (T, W).
-        modulation: one row, blocks (L, 9, W) and final (2, W); or one per sample, (B, L, 9, W) and (B, 2, W).
-        cond_kv: (L, 2, B, S, W).
-        token_mask, key_mask: (B, T), (B, S) bool.
-
-    Returns:
-        The prediction (B, T, C) (noise, unless the schedule's table says otherwise) and v (B, T, C), where
-        u = (v + 1) / 2 places log sigma^2 between its bounds.
-    """
-    h = F.linear(x, weights.in_weight, weights.in_bias) + position
-    for block, kv, row in zip(weights.blocks, cond_kv, modulation.blocks.unbind(-3), strict=True):
-        h = denoiser_block(h, row, kv, block, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
-    shift, scale = modulation.final.unsqueeze(-2).unbind(-3)
-    prediction, v = F.linear(modulate(h, shift, scale), weights.out_weight, weights.out_bias).chunk(2, -1)
-    return prediction, v
 
 
 def log_variance(v: Tensor, log_beta: Tensor, log_posterior: Tensor) -> Tensor:
@@ -142,15 +82,17 @@ def reverse_loop(
     token_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
     grad_steps: int | None = None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """All K reverse steps from x_K to x_0 (Eq. 2), step i using row i - 1 of the tables.
 
     Args:
         x: (B, T, C) x_K, unit normal.
-        position, modulation, cond_kv, weights, masks: see `denoiser`; modulation has K rows.
+        position, modulation, cond_kv, weights, masks: see `denoiser`; modulation has K rows, (K, L, 9, W), (K, 2, W).
         coefficients: (K, 4), see `reverse_step`.
         noise: the key of z_i for i = K..2; z_1 = 0.
         grad_steps: gradients run through the last `grad_steps` steps; None means all K, 0 means none.
+        states: receives x_t (B, T, C) of steps K..1, in this order.
 
     Returns:
         (B, T, C) x_0. Rows that `token_mask` leaves out hold numbers without meaning.
@@ -158,6 +100,8 @@ def reverse_loop(
     steps = len(coefficients)
     grad_steps = steps if grad_steps is None else grad_steps
     for i in range(steps, 0, -1):
+        if states is not None:
+            states.append(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and i <= grad_steps):
             row = Modulation(modulation.blocks[i - 1], modulation.final[i - 1])
             prediction, v = denoiser(

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: MIT
+// The way back through the denoiser and through the reverse loop, for the rows of a group, by one thread. Gradients of
+// weights are sums over rows, kept transposed, (inputs, outputs), like the panels of the forward:
+//   dW' = X' dY, dX = dY W, and for a gated sum h + g (X W' + b): with G = X' dh, dW' = g G and dg = sum_k W'[k] G[k],
+// so that the gated branch itself is never computed again.
+#pragma once
+
+#include "attention_backward.h"
+#include "denoiser.h"
+
+namespace rohydr {
+namespace {
+
+// sums (columns) += factor * the sum of the rows, and dots += other * that sum; factor, other and dots may be null.
+template <class T>
+void add_column_sums(const T* x, Index rows, Index stride, Index columns, const T* factor, T* sums, const T* other,
+                     T* dots) {
+  constexpr int N = kLanes<T>;
+  for (Index c = 0; c < columns; c += N) {
+    Vector<T, N> sum{};
+    for (Index row = 0; row < rows; ++row) sum = sum + load<T, N>(x + row * stride + c);
+    const Vector<T, N> share = factor == nullptr ? sum : sum * load<T, N>(factor + c);
+    store<T, N>(sums + c, load<T, N>(sums + c) + share);
+    if (dots != nullptr) {
+      store<T, N>(dots + c, multiply_add<T, N>(sum, load<T, N>(other + c), load<T, N>(dots + c)));
+    }
+  }
+}
+
+template <class T>
+void multiply_rows(const T* x, Index rows, Index stride, const T* factor, T* out) {
+  constexpr int N = kLanes<T>;
+  for (Index row = 0; row < rows; ++row) {
+    for (Index c = 0; c < stride; c += N) {
+      store<T, N>(out + row * stride + c, load<T, N>(x + row * stride + c) * load<T, N>(factor + c));
+    }
+  }
+}
+
+// dh += the gradient of LN(h) (1 + scale) + shift, whose gradient is `gradient`; statistics from the forward.
+template <class T>
+void layer_norm_backward(const T* h, const T* statistics, const T* gradient, Index rows, Index width, Index stride,
+                         const T* scale, T* dh, T* shift_gradient, T* scale_gradient) {
+  constexpr int N = kLanes<T>;
+  const T share = T(1) / static_cast<T>(width);
+  for (Index first = 0; first < rows; first += 4) {
+    const Index count = smaller(4, rows - first);
+    Vector<T, N> total[4] = {}, product[4] = {};
+    T mean_total[4], mean_product[4];
+    for (Index c = 0; c < width; c += N) {
+      const Vector<T, N> factor = load<T, N>(scale + c) + T(1);
+      Vector<T, N> to_shift = load<T, N>(shift_gradient + c), to_scale = load<T, N>(scale_gradient + c);
+#pragma GCC unroll 4
+      for (Index r = 0; r < 4; ++r) {
+        if (r >= count) break;
+        const Index row = first + r;
+        const Vector<T, N> g = load<T, N>(gradient + row * stride + c);
+        const Vector<T, N> normal = (load<T, N>(h + row * stride + c) - statistics[2 * row]) * statistics[2 * row + 1];
+        const Vector<T, N> scaled = g * factor;
+        to_shift = to_shift + g;
+        to_scale = multiply_add<T, N>(g, normal, to_scale);
+        total[r] = total[r] + scaled;
+        product[r] = multiply_add<T, N>(scaled, normal, product[r]);
+      }
+      store<T, N>(shift_gradient + c, to_shift);
+      store<T, N>(scale_gradient + c, to_scale);
+    }
+    four_sums<N>(total, mean_total);
+    four_sums<N>(product, mean_product);
+    for (Index c = 0; c < width; c += N) {
+      const Vector<T, N> factor = load<T, N>(scale + c) + T(1);
+#pragma GCC unroll 4
+      for (Index r = 0; r < 4; ++r) {
+        if (r >= count) break;
+        const Index row = first + r;
+        const T inverse = statistics[2 * row + 1];
+        const Vector<T, N> normal = (load<T, N>(h + row * stride + c) - statistics[2 * row]) * inverse;
+        const Vector<T, N> scaled = load<T, N>(gradient + row * stride + c) * factor;
+        const Vector<T, N> shifted = scaled - mean_total[r] * share;
+        const Vector<T, N> centred = multiply_add<T, N>(normal, -(mean_product[r] * share), shifted);
+        T* const place = dh + row * stride + c;
+        store<T, N>(place, multiply_add<T, N>(centred, inverse, load<T, N>(place)));
+      }
+    }
+  }
+}
+
+// hidden = GELU(before), gradient = value GELU'(before): one power serves both.
+template <class T>
+struct StoreGeluGradient {
+  const T* before;
+  T* hidden;
+  T* gradient;
+  Index stride;
+  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
+    constexpr int N = kLanes<T>;
+    const Index place = row * stride + column;
+    const Vector<T, N> x = load<T, N>(before + place);
+    const Vector<T, N> sigmoid = T(1) / gelu_divisor<T, N>(x);
+    const Vector<T, N> activation = x * sigmoid;
+    constexpr T kCubic = T(6 * 0.79788456080286535588 * 0.044715), kLinear = T(2 * 0.79788456080286535588);
+    const Vector<T, N> square = at_most<T, N>(x * x, T(1e4));  // the slope is 0 or 1 long before
+    const Vector<T, N> inner = multiply_add<T, N>(square, kCubic, broadcast<T, N>(kLinear));
+    const Vector<T, N> slope = multiply_add<T, N>(activation * (T(1) - sigmoid), inner, sigmoid);
+    store<T, N>(hidden + place, activation);
+    store<T, N>(gradient + place, value * slope);
+  }
+};
+
+template <class T>
+struct AddTo {
+  T* out;
+  Index stride;
+  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
+    T* const place = out + row * stride + column;
+    store<T, kLanes<T>>(place, value + load<T, kLanes<T>>(place));
+  }
+};
+
+// dW' += value.
+template <class T>
+struct AddWeight {
+  MatrixGradient<T> gradient;
+  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
+    T* const place = gradient.weight + panel_place<T>(gradient.columns, gradient.depth, row, column);
+    store<T, kLanes<T>>(place, value + load<T, kLanes<T>>(place));
+  }
+};
+
+// For G = X' dh: dW' += gate G, dgate += W' G.
+template <class T>
+struct AddGatedWeight {
+  MatrixGradient<T> gradient;
+  const T* weight;  // packed W
+  const T* gate;
+  T* gate_gradient;
+  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
+    constexpr int N = kLanes<T>;
+    const Index at = panel_place<T>(gradient.columns, gradient.depth, row, column);
+    T* const place = gradient.weight + at;
+    store<T, N>(place, multiply_add<T, N>(load<T, N>(gate + column), value, load<T, N>(place)));
+    T* const sum = gate_gradient + column;
+    store<T, N>(sum, multiply_add<T, N>(load<T, N>(weight + at), value, load<T, N>(sum)));
+  }
+};
+
+// The rest of the memory of a thread that goes back; see `Memory` for what the forward needs.
+template <class T>
+struct BackwardMemory {
+  T* dh;          // (rows, stride) gradient of the residual stream
+  T* gated;       // (rows, stride)
+  T* dnormal;     // (rows, stride)
+  T* rows_of_q;   // (rows, stride)
+  T* dq;          // (rows, stride)
+  T* dqkv;        // (rows, qkv_stride)
+  T* dhidden;     // (rows, hidden_stride)
+  T* dattended;   // (rows, stride)
+  T* doutput;     // (rows, output_stride)
+  T* dx;          // (rows, channel_stride) gradient of x_t
+  T* dattended_lines;  // (width, lanes)
+  T* dq_lines;         // (width, lanes)
+  T* weights;          // (keys, plane_stride) of one head
+  T* slopes;
+  Index plane_stride;
+  T* statistics;  // (rows, 2)
+};
+
+template <class T>
+struct Backward {
+  Network<T>& net;
+  const TransposedView<T>& transposed;
+  const DenoiserGradient<T>& gradient;
+  const BackwardMemory<T>& b;
+  T* condition_gradient;  // like Condition::data
+
+  Index rows() const { return net.group.rows; }
+
+  void normalise(const T* h, const T* modulation) const {
+    const Memory<T>& m = net.m;
+    modulated_layer_norm(h, rows(), net.denoiser.width, m.stride, modulation, modulation + m.stride, m.normal,
+                         b.statistics);
+  }
+
+  // dh += the way back through the LayerNorm, from b.dnormal.
+  void through_norm(const T* h, const T* modulation, T* modulation_gradient) const {
+    const Memory<T>& m = net.m;
+    layer_norm_backward(h, b.statistics, b.dnormal, rows(), net.denoiser.width, m.stride, modulation + m.stride, b.dh,
+                        modulation_gradient, modulation_gradient + m.stride);
+  }
+
+  // A plain product Y = X W' + b with X = m.normal: dW', db and b.dnormal.
+  void through_projection(const T* dy, Index dy_stride, const PackedMatrix<T>& w_transposed,
+                          const MatrixGradient<T>& to) const {
+    const Memory<T>& m = net.m;
+    const Index columns = w_transposed.depth;
+    product_of_rows(ChannelMajor<T>{m.normal, m.stride}, w_transposed.columns, dy, dy_stride, rows(), columns,
+                    AddWeight<T>{to});
+    add_column_sums<T>(dy, rows(), dy_stride, columns, nullptr, to.bias, nullptr, nullptr);
+    product(RowMajor<T>{dy, dy_stride}, rows(), w_transposed, Store<T>{b.dnormal, m.stride});
+  }
+
+  // h + gate (X W' + bias) with X given by `left` as (inputs, rows): dW', dbias, dgate.
+  template <class Left>
+  void through_gate(Left left, const PackedMatrix<T>& w, const MatrixGradient<T>& to, const T* gate,
+                    T* gate_gradient) const {
+    const Index stride = net.m.stride, width = net.denoiser.width;
+    product_of_rows(left, w.depth, static_cast<const T*>(b.dh), stride, rows(), width,
+                    AddGatedWeight<T>{to, w.data, gate, gate_gradient});
+    add_column_sums(static_cast<const T*>(b.dh), rows(), stride, width, gate, to.bias, w.bias, gate_gradient);
+    multiply_rows(static_cast<const T*>(b.dh), rows(), stride, gate, b.gated);
+  }
+
+  void through_attention(const T* q_lines, const T* q_rows, Index q_stride, const T* attended, const T* norms,
+                         Index i, const KeysValues<T>& whole, T* k_gradient, T* v_gradient,
+                         Index target_stride) const {
+    const Memory<T>& m = net.m;
+    const Member& member = net.group.members[i];
+    const Index size = net.denoiser.width / net.denoiser.heads, first = member.first_row;
+    for (Index channel = 0; channel < net.denoiser.width; channel += size) {
+      KeysValues<T> kv = whole;
+      kv.keys += channel;
+      kv.values += channel;
+      const Index line = channel * m.lanes + first;
+      const HeadGradient<T> head{q_lines + line,
+                                 attended + line,
+                                 b.dattended_lines + line,
+                                 b.dq_lines + line,
+                                 m.lanes,
+                                 norms + 2 * (channel / size) * m.lanes + first,
+                                 m.lanes,
+                                 q_rows + first * q_stride + channel,
+                                 b.dattended + first * m.stride + channel,
+                                 q_stride,
+                                 m.stride,
+                                 b.weights,
+                                 b.slopes,
+                                 b.plane_stride,
+                                 T(1) / square_root(static_cast<T>(size))};
+      head_gradients(head, member.rows, kv, size, k_gradient + channel, v_gradient + channel, target_stride);
+    }
+  }
+
+  void attended_gradient(const PackedMatrix<T>& out_transposed) const {
+    const Memory<T>& m = net.m;
+    product(RowMajor<T>{b.gated, m.stride}, rows(), out_transposed, Store<T>{b.dattended, m.stride});
+    transpose(static_cast<const T*>(b.dattended), m.stride, rows(), net.denoiser.width, b.dattended_lines, m.lanes);
+  }
+
+  // b.dh: from the gradient of tape.h[3] to that of tape.h[0].
+  void block(Index layer, const T* modulation, T* modulation_gradient, const Tape<T>& tape) const {
+    const Memory<T>& m = net.m;
+    const Index width = net.denoiser.width;
+    const BlockView<T>& w = net.denoiser.blocks[layer];
+    const BlockView<T>& wt = transposed.blocks[layer];
+    const BlockGradient<T>& to = gradient.blocks[layer];
+    const auto row = [&](int i) { return modulation + i * m.stride; };
+    const auto row_gradient = [&](int i) { return modulation_gradient + i * m.stride; };
+
+    multiply_rows(static_cast<const T*>(b.dh), rows(), m.stride, row(8), b.gated);
+    product(RowMajor<T>{b.gated, m.stride}, rows(), wt.fc2,
+            StoreGeluGradient<T>{tape.before_gelu, m.hidden, b.dhidden, m.hidden_stride});
+    through_gate(ChannelMajor<T>{m.hidden, m.hidden_stride}, w.fc2, to.fc2, row(8), row_gradient(8));
+    normalise(tape.h[2], row(6));
+    through_projection(b.dhidden, m.hidden_stride, wt.fc1, to.fc1);
+    through_norm(tape.h[2], row(6), row_gradient(6));
+
+    through_gate(RowMajor<T>{tape.attended[1], m.lanes}, w.cross_out, to.cross_out, row(5), row_gradient(5));
+    attended_gradient(wt.cross_out);
+    transpose(static_cast<const T*>(tape.cross_q), m.lanes, width, rows(), b.rows_of_q, m.stride);
+    for (Index i = 0; i < net.group.member_count; ++i) {
+      T* const keys = condition_gradient + (net.keys_of(layer, net.group.members[i].sample) - net.condition.data);
+      T* const values = keys + net.condition.batch * net.condition.keys * width;
+      through_attention(tape.cross_q, b.rows_of_q, m.stride, tape.attended[1], tape.norms[1], i,
+                        net.cross_keys(layer, i), keys, values, width);
+    }
+    transpose(static_cast<const T*>(b.dq_lines), m.lanes, width, rows(), b.dq, m.stride);
+    normalise(tape.h[1], row(3));
+    through_projection(b.dq, m.stride, wt.q, to.q);
+    through_norm(tape.h[1], row(3), row_gradient(3));
+
+    through_gate(RowMajor<T>{tape.attended[0], m.lanes}, w.self_out, to.self_out, row(2), row_gradient(2));
+    attended_gradient(wt.self_out);
+    transpose(static_cast<const T*>(tape.qkv), m.qkv_stride, rows(), width, m.q_lines, m.lanes);
+    for (Index i = 0; i < rows() * m.qkv_stride; ++i) b.dqkv[i] = T(0);
+    for (Index i = 0; i < net.group.member_count; ++i) {
+      T* const keys = b.dqkv + net.group.members[i].first_row * m.qkv_stride + width;
+      through_attention(m.q_lines, tape.qkv, m.qkv_stride, tape.attended[0], tape.norms[0], i,
+                        net.self_keys(tape.qkv, net.group.members[i]), keys, keys + width, m.qkv_stride);
+    }
+    transpose(static_cast<const T*>(b.dq_lines), m.lanes, width, rows(), b.dq, m.stride);
+    for (Index r = 0; r < rows(); ++r) {
+      for (Index c = 0; c < width; ++c) b.dqkv[r * m.qkv_stride + c] = b.dq[r * m.stride + c];
+    }
+    normalise(tape.h[0], row(0));
+    through_projection(b.dqkv, m.qkv_stride, wt.qkv, to.qkv);
+    through_norm(tape.h[0], row(0), row_gradient(0));
+  }
+
+  // From b.doutput, the gradient of prediction and v; that of x_t is added to b.dx. `tape_of(layer)` is asked from the
+  // last layer on and gives complete tapes; h is the last one's h[3].
+  template <class TapeOf>
+  void network(const T* h, const T* block_modulation, const T* final_modulation, T* block_modulation_gradient,
+               T* final_modulation_gradient, const TapeOf& tape_of) const {
+    const Memory<T>& m = net.m;
+    const Index layers = net.denoiser.layers;
+    normalise(h, final_modulation);
+    through_projection(b.doutput, m.output_stride, transposed.out, gradient.out);
+    for (Index i = 0; i < rows() * m.stride; ++i) b.dh[i] = T(0);
+    through_norm(h, final_modulation, final_modulation_gradient);
+    for (Index layer = layers - 1; layer >= 0; --layer) {
+      block(layer, block_modulation + layer * 9 * m.stride, block_modulation_gradient + layer * 9 * m.stride,
+            tape_of(layer));
+    }
+    const T* const dh = b.dh;
+    product_of_rows(ChannelMajor<T>{m.x_t, m.channel_stride}, net.denoiser.channels, dh, m.stride, rows(),
+                    net.denoiser.width, AddWeight<T>{gradient.in});
+    add_column_sums<T>(dh, rows(), m.stride, net.denoiser.width, nullptr, gradient.in.bias, nullptr, nullptr);
+    product(RowMajor<T>{dh, m.stride}, rows(), transposed.in, AddTo<T>{b.dx, m.channel_stride});
+  }
+};
+
+}  // namespace
+}  // namespace rohydr

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// Random calls of the way back through the reverse loop, the denoiser and its block.
+#pragma once
+
+#include "forward_calls.h"
+
+namespace rohydr {
+
+// The last steps of a reverse loop, forward and back. Ways: activations are kept by the forward, or computed again;
+// the latter also with the same loop a second time in the call.
+template <class T>
+class LoopBackwardOf final : public DrawnLoop<T> {
+ public:
+  explicit LoopBackwardOf(Random& random) : DrawnLoop<T>(random) {
+    this->request_.kept_steps = std::max<Index>(1, this->request_.kept_steps);
+    out_gradient_ = this->input(this->tokens_of(this->problem_.shape.channels), random, 1);
+  }
+  int ways() const override { return 3; }
+
+  Results<T> run(Isa isa, int threads, int way) override {
+    const Index out_count = this->tokens_of(this->problem_.shape.channels);
+    const Exact<T> out(out_count), states(this->states_count(), T(0)), tape = way == 0 ? this->tape(isa) : Exact<T>();
+    ReverseLoopRequest<T> forward = this->request_;
+    forward.out = out.data();
+    forward.states = states.data();
+    forward.kept = tape.data();
+    run_reverse_loops<T>({forward}, isa, threads);
+    const Exact<T> states_before = states.copy(), tape_before = tape.copy();
+
+    // The tables of the steps that have a gradient, and not one row more.
+    const Index steps = forward.kept_steps, layers = this->problem_.shape.layers, width = this->problem_.shape.width;
+    const auto block_modulation = Exact<T>::copy_of(forward.block_modulation, steps * layers * 9 * width);
+    const auto final_modulation = Exact<T>::copy_of(forward.final_modulation, steps * 2 * width);
+    const auto coefficients = Exact<T>::copy_of(forward.coefficients, steps * 4);
+    ReverseLoopBackwardRequest<T> request{};
+    request.forward = forward;
+    request.forward.steps = steps;
+    request.forward.x = nullptr;
+    request.forward.out = nullptr;
+    request.forward.block_modulation = block_modulation.data();
+    request.forward.final_modulation = final_modulation.data();
+    request.forward.coefficients = coefficients.data();
+    request.out_gradient = out_gradient_;
+    std::vector<ReverseLoopBackwardRequest<T>> requests;
+    std::vector<Results<T>> results;
+    while (requests.size() < (way == 2 ? 2 : 1)) {
+      add_results(request);
+      requests.push_back(request);
+      results.push_back(this->taken());
+    }
+    run_reverse_loops_backward<T>(requests, isa, threads);
+    handed_over_unchanged_ = handed_over_unchanged_ && states.same(states_before) && tape.same(tape_before);
+    return std::move(results.back());
+  }
+
+  bool inputs_unchanged() const override { return handed_over_unchanged_ && DrawnLoop<T>::inputs_unchanged(); }
+
+ private:
+  void add_results(ReverseLoopBackwardRequest<T>& request) {
+    const Index steps = request.forward.steps, layers = this->problem_.shape.layers, width = this->problem_.shape.width;
+    request.x_gradient = this->result(this->tokens_of(this->problem_.shape.channels));
+    request.block_modulation_gradient = this->result(steps * layers * 9 * width);
+    request.final_modulation_gradient = this->result(steps * 2 * width);
+    request.condition_gradient = this->result(this->condition_count());
+    request.weight_gradients = this->weight_results();
+  }
+
+  const T* out_gradient_;
+  bool handed_over_unchanged_ = true;
+};
+
+template <class T>
+class DenoiserBackwardOf final : public DrawnDenoiser<T> {
+ public:
+  explicit DenoiserBackwardOf(Random& random) : DrawnDenoiser<T>(random) {
+    out_gradient_ = this->input(this->tokens_of(2 * this->problem_.shape.channels), random, 1);
+  }
+  Results<T> run(Isa isa, int threads, int) override {
+    const auto [layers, channels, width, heads, hidden] = this->problem_.shape;
+    DenoiserBackwardRequest<T> request{};
+    request.forward = this->request_;
+    request.out_gradient = out_gradient_;
+    request.x_gradient = this->result(this->tokens_of(channels));
+    request.block_modulation_gradient = this->result(request.forward.modulations * layers * 9 * width);
+    request.final_modulation_gradient = this->result(request.forward.modulations * 2 * width);
+    request.condition_gradient = this->result(this->condition_count());
+    request.weight_gradients = this->weight_results();
+    run_denoiser_backward<T>(request, isa, threads);
+    return this->taken();
+  }
+
+ private:
+  const T* out_gradient_;
+};
+
+template <class T>
+class BlockBackwardOf final : public DrawnBlock<T> {
+ public:
+  explicit BlockBackwardOf(Random& random) : DrawnBlock<T>(random) {
+    out_gradient_ = this->input(this->tokens_of(this->problem_.shape.width), random, 1);
+  }
+  Results<T> run(Isa isa, int threads, int) override {
+    const Index width = this->problem_.shape.width;
+    DenoiserBlockBackwardRequest<T> request{};
+    request.forward = this->request_;
+    request.out_gradient = out_gradient_;
+    request.x_gradient = this->result(this->tokens_of(width));
+    request.modulation_gradient = this->result(request.forward.modulations * 9 * width);
+    request.condition_gradient = this->result(this->condition_count());
+    request.weight_gradients = this->weight_results();
+    run_denoiser_block_backward<T>(request, isa, threads);
+    return this->taken();
+  }
+
+ private:
+  const T* out_gradient_;
+};
+
+}  // namespace rohydr
