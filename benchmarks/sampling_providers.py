@@ -182,7 +182,7 @@ def build_reference(problem: Problem, threads: int) -> Sampler:
     steps, table = problem.steps, problem.table
 
     def sample(noise: Tensor | None = None) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), rohydr_fast.backend("reference"):
             noise = torch.randn(steps, *problem.shape) if noise is None else noise
             x = noise[0]
             for j, i in enumerate(reversed(range(steps)), 1):
