@@ -25,6 +25,8 @@ import rohydr_fast
 from rohydr_fast.diffusion.schedule import ReverseTable
 from rohydr_fast.models.denoiser import TIME_FEATURES, Denoiser
 from rohydr_fast.models.sequences import sinusoidal
+from rohydr_fast.ops.denoiser.reference import Modulation
+from rohydr_fast.ops.denoiser.reference import denoiser as network
 from rohydr_fast.ops.denoiser_block.reference import LAYER_NORM_EPS
 from rohydr_fast.ops.reverse_loop.reference import reverse_step
 
@@ -182,16 +184,34 @@ def build_reference(problem: Problem, threads: int) -> Sampler:
     steps, table = problem.steps, problem.table
 
     def sample(noise: Tensor | None = None) -> Tensor:
-        with torch.inference_mode(), rohydr_fast.backend("reference"):
+        with torch.inference_mode():
             noise = torch.randn(steps, *problem.shape) if noise is None else noise
             x = noise[0]
             for j, i in enumerate(reversed(range(steps)), 1):
-                t = table.timesteps[i].expand(len(x))
-                prediction, v = problem.denoiser(x, t, problem.cond, problem.token_mask, problem.key_mask)
+                prediction, v = _plain_network(problem, x, table.timesteps[i].expand(len(x)))
                 x = reverse_step(x, prediction, v, table.coefficients[i], noise[j] if i else None)
             return x
 
     return sample
+
+
+def _plain_network(problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """`Denoiser.forward` in plain PyTorch, without the checks and the choice of a backend."""
+    denoiser = problem.denoiser
+    time = F.silu(denoiser.time(sinusoidal(t, TIME_FEATURES)))  # (B, W)
+    blocks = torch.stack([block.modulation(time).unflatten(-1, (9, -1)) for block in denoiser.blocks], 1)
+    modulation = Modulation(blocks, denoiser.final_modulation(time).unflatten(-1, (2, -1)))
+    cond_kv = torch.stack([torch.stack(block.kv(problem.cond).chunk(2, -1)) for block in denoiser.blocks])
+    return network(
+        x,
+        denoiser.position(x.shape[1]),
+        modulation,
+        cond_kv,
+        denoiser.weights(),
+        num_heads=denoiser.num_heads,
+        token_mask=problem.token_mask,
+        key_mask=problem.key_mask,
+    )
 
 
 def build_hoisted(problem: Problem, threads: int) -> Sampler:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.native_spy import needs_core, spy_on_core
+
 SIBLINGS = (
     "measure",
     "report",
@@ -208,6 +210,15 @@ def test_cpp_draws_the_noise_that_the_others_are_given_and_is_what_they_are_comp
     assert hoisted["rel_error"] < 1e-5 and cpp["rel_error"] < 1e-5
     assert hoisted["ratio_to_cpp"]["median"] > 0 and cpp["ratio_to_cpp"] == {"median": 1, "p20": 1, "p80": 1}
     assert "x)" in (tmp_path / "t.md").read_text()
+
+
+@needs_core
+@pytest.mark.parametrize("name", ["reference", "hoisted", "cpp"])
+def test_only_cpp_runs_in_the_native_core(bench, tiny, monkeypatch, name):
+    calls = spy_on_core(monkeypatch)
+    problem = bench.sampling_problem.make_problem(tiny, batch=2, steps=3)
+    bench.sampling_providers.PROVIDERS[name].build(problem, 1)(None)
+    assert [call.op for call in calls] == (["reverse_loop"] if name == "cpp" else [])
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_the_command(bench, tiny, tmp_path, monkeypatch, capsys):
