@@ -119,8 +119,8 @@ def test_in_a_process_of_its_own(script, repo_root):
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_five_thousand_random_calls(seed, repo_root):
-    command = [sys.executable, "-m", "tests.kernels.fuzz", "5000", str(seed)]
+@pytest.mark.parametrize("seed", range(2))
+def test_ten_thousand_random_calls(seed, repo_root):
+    command = [sys.executable, "-m", "tests.kernels.fuzz", "10000", str(seed)]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"

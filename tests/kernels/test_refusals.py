@@ -40,12 +40,6 @@ def test_every_wrong_array(operation, dtype):
         assert result.guards_hold() and not result.untouched()
 
 
-@pytest.mark.parametrize("operation", ["denoiser", "denoiser_backward"])
-def test_the_modulation_of_the_blocks_has_its_own_name(operation):
-    with pytest.raises(ValueError, match=f"^{operation}: modulation_blocks must be a numpy array"):
-        Call(operation).run(modulation_blocks=None)
-
-
 @pytest.mark.parametrize("operation", PARAMETERS)
 def test_a_read_only_result(operation):
     call = Call(operation)

@@ -50,7 +50,7 @@ def run_clean(root: Path, flags: list[str], *arguments: str, without: tuple[str,
 
 
 def test_no_byte_is_touched_outside_of_any_buffer(repo_root):
-    assert "all good" in run_clean(repo_root, ADDRESS, "500")
+    assert "all good" in run_clean(repo_root, ADDRESS, "400")
 
 
 def test_memory_stays_whole_with_several_callers(repo_root):
@@ -58,7 +58,7 @@ def test_memory_stays_whole_with_several_callers(repo_root):
 
 
 def test_members_of_a_team_do_not_race(repo_root):
-    assert "all good" in run_clean(repo_root, THREAD, "200", without=THREAD_WITHOUT)
+    assert "all good" in run_clean(repo_root, THREAD, "160", without=THREAD_WITHOUT)
 
 
 def test_callers_do_not_race(repo_root):

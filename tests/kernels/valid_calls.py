@@ -36,7 +36,6 @@ WAYS_BACK = [operation for operation in PARAMETERS if operation.endswith("_backw
 OPTIONAL = {"token_mask", "key_mask", "states", "tape"}
 # The arrays that the sizes of a call are read from: when one of these is wrong, another may be named instead.
 LEADING = {"x", "states", "cond_kv", "coefficients", "q", "k", "modulation"}
-MISNAMED = {"modulation_blocks": ["modulation"]}  # by the denoisers, see test_refusals
 SAMPLES, TOKENS, KEYS, STEPS = 3, 4, 5, 2
 
 
@@ -99,7 +98,7 @@ class Call:
         with pytest.raises(ValueError) as caught:
             self.run(**{name: value})
         message = str(caught.value)
-        names = PARAMETERS[self.operation] if name in LEADING else [named or name, *MISNAMED.get(name, [])]
+        names = PARAMETERS[self.operation] if name in LEADING else [named or name]
         prefix = f"{self.operation}: chains[0]." if self.operation in LOOPS else f"{self.operation}: "
         said = any(message.startswith(f"{prefix}{one} must ") for one in names)
         sizes_said = name in LEADING and ("the condition must" in message or "sizes must" in message)
