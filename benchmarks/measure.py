@@ -112,6 +112,22 @@ class Rounds:
         sums = [peak.together for peak in self.probes]
         return [(before + after) / 2 for before, after in zip(sums, sums[1:], strict=False)]
 
+    def speed(self, name: str, flop: float | None, base: str = "cpp") -> dict:
+        """What a row says about the speed of a contender whose call does `flop` useful operations; None: unknown.
+
+        Returns:
+            "gflops", "share_of_fma_peak" (the median over rounds), "ratio_to_cpp" (of seconds, in the same round) and
+            "rounds"; None where flop, probes or the base are missing.
+        """
+        seconds, peaks = self.seconds[name], self.peaks()
+        shares = [flop / s / (1e9 * p) for s, p in zip(seconds, peaks, strict=True)] if flop and peaks else None
+        return {
+            "gflops": flop / (1e9 * statistics.median(seconds)) if flop else None,
+            "share_of_fma_peak": statistics.median(shares) if shares else None,
+            "ratio_to_cpp": paired_ratio(seconds, self.seconds[base]) if base in self.seconds else None,
+            "rounds": len(seconds),
+        }
+
 
 def interleave(
     calls: Mapping[str, Callable[[], object]],
@@ -123,19 +139,22 @@ def interleave(
     budget: float = 90.0,
     shortest: float = 0.05,
     settle: float = 0.02,
+    warm_ups: int = 2,
 ) -> Rounds:
     """Time every contender once in every round, in an order that moves on by one each round.
 
     Args:
-        calls: the contenders; each runs twice before the rounds, to warm up.
+        calls: the contenders.
         rounds: how many; by default as many as take `budget` seconds, between `least` and `most`.
         probe: runs before the first round and after each.
         shortest: a contender that is faster than so many seconds is called several times in a row.
         settle: seconds of sleep before each measurement. Thread pools keep spinning for some time after their work
             is done, and would take the cores from the next contender's pool.
+        warm_ups: runs of each contender before the rounds, at least one.
     """
-    warm = {name: _seconds(call, 1) for name, call in calls.items()}
-    warm = {name: min(warm[name], _seconds(call, 1)) for name, call in calls.items()}  # the first call may set up
+    warm = dict.fromkeys(calls, math.inf)
+    for _ in range(warm_ups):  # the first may set up
+        warm = {name: min(warm[name], _seconds(call, 1)) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(shortest / max(seconds, 1e-6))) for name, seconds in warm.items()}
     if rounds is None:
         one_round = sum(warm[name] * repeats[name] + settle for name in calls)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from presentation import bars, drawing, head, passed, reasons
+
 COLOURS = {  # Okabe and Ito's, distinguishable with every kind of colour vision; the strongest for this package
     "reference": "#999999",
     "hoisted": "#56B4E9",
@@ -37,31 +39,11 @@ def line(row: dict) -> str:
     return f"{where} {', '.join(parts)}"
 
 
-def verdict(document: dict) -> str:
-    """What the probes say about the machine, as a sentence."""
-    why = "; ".join(document["why"])
-    if document["contended"] is None:
-        return f"Whether the machine was contended is unknown: {why}."
-    spread = f"spread of the probes {document['spread']:.0%}"
-    if document["contended"]:
-        return f"The machine was CONTENDED ({why}; {spread}): take ratios, not times, and those with care."
-    return f"The machine was quiet ({spread})."
-
-
 def markdown(document: dict) -> str:
     """Title, verdict, the table of times, and the skipped, failed and scaling rows where there are any."""
-    facts, made = document["machine"], document["versions"]
-    commit = (document["commit"] or "unknown")[:9] + (" with local changes" if document["dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in made.items() if version and name != "rohydr_fast")
-    parts = [
-        f"Sampling, {document['settings']['steps']} steps, float32. {facts['name']} ({document['fma_peak']['isa']}); "
-        f"{document['date'][:10]}, commit {commit}; {versions}. {verdict(document)}",
-        _table_of_times(document["rows"]),
-    ]
-    notes = [row for row in document["rows"] + document.get("scaling", []) if row["gate"] != "pass"]
-    reasons = list(dict.fromkeys(f"{row['provider']}: {row['gate']}, {row['reason']}" for row in notes))
-    parts += ["\n".join(f"- {reason}" for reason in reasons)] if reasons else []
-    parts += [_table_of_scaling(document["scaling"])] if document.get("scaling") else []
+    scaling = document.get("scaling", [])
+    parts = [head(document, "Sampling"), _table_of_times(document["rows"]), *reasons(document["rows"] + scaling)]
+    parts += [_table_of_scaling(scaling)] if scaling else []
     return "\n\n".join(parts)
 
 
@@ -116,68 +98,28 @@ def figure(document: dict, path: str | Path) -> None:
     Raises:
         ValueError: no row has a time.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import NullLocator
-
-    rows = [row for row in document["rows"] if row["gate"] == "pass"]
-    if not rows:
-        raise ValueError("figure: the document must hold a row that passed its gate, got none. Look at the reasons.")
+    rows = passed(document)
     providers = [name for name in LABELS if any(row["provider"] == name for row in rows)]
     presets = list(dict.fromkeys(row["preset"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     threads = sorted({row["threads"] for row in rows})
-    style = {"svg.hashsalt": "sampling", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with pyplot.rc_context(style):
-        width = max(6.5, 1.2 + 1.75 * len(presets) * len(batches) * max(len(providers), 3) / 6)
-        size = (width, 1.4 + 2.5 * len(threads))
-        drawing, panels = pyplot.subplots(
-            len(threads), len(batches), figsize=size, squeeze=False, sharex=True, layout="constrained"
-        )
+    width = max(6.5, 1.2 + 1.75 * len(presets) * len(batches) * max(len(providers), 3) / 6)
+    size = (width, 1.4 + 2.5 * len(threads))
+    with drawing(document, path, "Sampling throughput", len(threads), len(batches), size, sharex=True) as (
+        drawn,
+        panels,
+    ):
         for across, count in zip(panels, threads, strict=True):
             for panel, batch in zip(across, batches, strict=True):
                 shown = [row for row in rows if (row["batch"], row["threads"]) == (batch, count)]
-                _bars(panel, shown, presets, providers)
+                speeds = {name: _speeds(shown, name) for name in providers}
+                bars(panel, speeds, presets, COLOURS, LABELS)
                 panel.set_title(f"batch {batch}, {count} thread{'s' if count > 1 else ''}", loc="left")
-                panel.set_xticks(range(len(presets)), presets)
-                panel.yaxis.set_minor_locator(NullLocator())
             across[0].set_ylabel("sample-steps / s, log scale")
         handles, names = panels[0][0].get_legend_handles_labels()
-        drawing.legend(handles, names, loc="outside lower center", ncols=6 if width > 9 else 3, frameon=False)
-        note = ", contended" if document["contended"] else ""
-        drawing.suptitle(
-            f"Sampling throughput, {document['machine']['name']} ({document['date'][:10]}{note})", x=0.01, ha="left"
-        )
-        metadata = {"Date": None} if str(path).endswith(".svg") else None  # the same document gives the same bytes
-        drawing.savefig(path, facecolor="white", dpi=150, metadata=metadata)
-        pyplot.close(drawing)
+        drawn.legend(handles, names, loc="outside lower center", ncols=6 if width > 9 else 3, frameon=False)
 
 
-def _bars(panel, rows: list[dict], presets: list[str], providers: list[str]) -> None:
-    width = 0.86 / len(providers)
-    for number, name in enumerate(providers):
-        own = {row["preset"]: row for row in rows if row["provider"] == name}
-        places = [i for i, preset in enumerate(presets) if preset in own]
-        x = [i + (number - (len(providers) - 1) / 2) * width for i in places]
-        speeds = [1e3 * own[presets[i]]["batch"] / own[presets[i]]["ms_per_step"]["median"] for i in places]
-        bars = panel.bar(x, speeds, width * 0.94, color=COLOURS[name], label=LABELS[name])
-        weight = "bold" if name == "cpp" else "normal"
-        texts = [_short(speed) for speed in speeds]
-        panel.bar_label(
-            bars, texts, padding=1.5, fontsize=6.5, rotation=90 if len(providers) > 4 else 0, fontweight=weight
-        )
-    panel.set_yscale("log")
-    speeds = [1e3 * row["batch"] / row["ms_per_step"]["median"] for row in rows]
-    if speeds:
-        panel.set_ylim(min(speeds) / 2, max(speeds) * 2.2)  # room for the labels
-    panel.grid(axis="y", color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+def _speeds(rows: list[dict], provider: str) -> dict[str, float]:
+    own = [row for row in rows if row["provider"] == provider]
+    return {row["preset"]: 1e3 * row["batch"] / row["ms_per_step"]["median"] for row in own}

@@ -1,9 +1,11 @@
 """One cell of benchmarks/sampling.py: all contenders at one preset, batch and number of threads, gated, then timed."""
 
 import torch
-from measure import Rounds, contention, interleave, native_probe, paired_ratio, summary
-from sampling_gate import MASKED_STEPS, Gate, gate_limit, one_modality_absent
-from sampling_problem import PRESETS, make_problem, useful_flop
+from accuracy import gate_limit, one_line
+from measure import Rounds, contention, interleave, native_probe, summary
+from presets import PRESETS, one_modality_absent, useful_flop
+from sampling_gate import MASKED_STEPS, Gate
+from sampling_problem import make_problem
 from sampling_providers import PROVIDERS, Sampler
 from sampling_scaling import run_scaling
 
@@ -45,7 +47,7 @@ def gated(name: str, dense: Gate, masked: Gate, row: dict) -> Sampler | None:
         error = dense.error(sampler)
         masked_error = masked.error(provider.build(masked.problem, masked.threads))
     except Exception as failure:  # a contender that breaks must not take the others' numbers with it
-        row |= {"gate": "error", "reason": " ".join(f"{type(failure).__name__}: {failure}".split())[:500]}
+        row |= {"gate": "error", "reason": one_line(failure)}
         return None
     row |= {"rel_error": error, "rel_error_masked": masked_error, "rel_error_float32": dense.float32_error}
     if dense.passes(error, provider.exact) and masked.passes(masked_error, provider.exact):
@@ -59,14 +61,5 @@ def gated(name: str, dense: Gate, masked: Gate, row: dict) -> Sampler | None:
 
 def timed(name: str, found: Rounds, *, flop: float, steps: int) -> dict:
     """What a row says about time."""
-    seconds, peaks = found.seconds[name], found.peaks()
-    times = summary([1e3 * value / steps for value in seconds])
-    share = summary([flop / s / (1e9 * p) for s, p in zip(seconds, peaks, strict=True)])["median"] if peaks else None
-    cpp = found.seconds.get("cpp")
-    return {
-        "ms_per_step": times,
-        "gflops": flop / steps / (1e6 * times["median"]),
-        "share_of_fma_peak": share,
-        "ratio_to_cpp": paired_ratio(seconds, cpp) if cpp else None,
-        "rounds": len(seconds),
-    }
+    times = summary([1e3 * value / steps for value in found.seconds[name]])
+    return {"ms_per_step": times, **found.speed(name, flop)}

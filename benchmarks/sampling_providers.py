@@ -6,28 +6,23 @@ once a call, inside the timed call, with the same two matrix products.
 """
 
 import copy
-import importlib.util
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from contenders import Provider, no_compiler, no_fused_loop
+from hoisted import hoisted_network, sdpa, step_coefficients
+from plain import features_of, plain_network
 from sampling_problem import Problem
 from torch import Tensor, nn
 
-import rohydr_fast
 from rohydr_fast.diffusion.schedule import ReverseTable
 from rohydr_fast.models.denoiser import TIME_FEATURES, Denoiser
 from rohydr_fast.models.sequences import sinusoidal
-from rohydr_fast.ops.denoiser.reference import Modulation
-from rohydr_fast.ops.denoiser.reference import denoiser as network
-from rohydr_fast.ops.denoiser_block.reference import LAYER_NORM_EPS
 from rohydr_fast.ops.reverse_loop.reference import reverse_step
 
 ONNX_OPSET = 23
@@ -36,12 +31,6 @@ softmax, and faster than with its own MultiHeadAttention."""
 
 Sampler = Callable[[Tensor | None], Tensor]
 """Noise (K, B, T, C), or None to draw it, to x_0 (B, T, C). The result may be overwritten by the next call."""
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """Attention (B, T, W) by torch's fused kernel."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def onnx_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -79,9 +68,7 @@ class HoistedStep(nn.Module):
         self.kv_bias = _frozen(torch.cat([b.kv.bias.view(2, 1, width) for b in denoiser.blocks]))
         self.time = copy.deepcopy(denoiser.time)
         self.features = _frozen(sinusoidal(table.timesteps.flip(0), TIME_FEATURES))
-        c_x, c_p, log_beta, log_posterior = table.coefficients.flip(0).unbind(1)
-        quarter = (log_beta - log_posterior) / 4, (log_beta + log_posterior) / 4
-        self.coefficients = _frozen(torch.stack([c_x, c_p, *quarter], 1))
+        self.coefficients = _frozen(step_coefficients(table.coefficients.flip(0)))
 
     def rows(self, out: Tensor | None = None) -> Tensor:
         """The rows of all steps in the order of use, (K, (9 L + 2) W + 4)."""
@@ -103,31 +90,13 @@ class HoistedStep(nn.Module):
         key_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """x_{t-1} (B, T, C) of x_t; masks (B, 1, T, S) and (B, 1, T, T).
-
-        Outside of attention, batch and tokens are one dimension: onnxruntime reshapes at every product otherwise.
-        """
-        width, heads, size = self.preset.width, self.preset.heads, x.shape[:2]
-        parts = row.flatten().split([width] * (9 * self.preset.blocks + 2) + [1] * 4)
-        h = (F.linear(x, self.in_weight) + self.position).flatten(0, 1)  # (B T, W)
-        for i, weights in enumerate(self.blocks):
-            shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3, gate3 = parts[9 * i : 9 * i + 9]
-            w_qkv, b_qkv, w_out, b_out, w_q, b_q, w_cross, b_cross, w_fc1, b_fc1, w_fc2, b_fc2 = weights
-            qkv = F.linear(self._norm(h, scale1, shift1), w_qkv, b_qkv).unflatten(0, size).chunk(3, -1)
-            attended = self.attention(*qkv, heads, token_mask).flatten(0, 1)
-            h = h + gate1 * F.linear(attended, w_out, b_out)
-            q = F.linear(self._norm(h, scale2, shift2), w_q, b_q).unflatten(0, size)
-            attended = self.attention(q, kv[2 * i], kv[2 * i + 1], heads, key_mask).flatten(0, 1)
-            h = h + gate2 * F.linear(attended, w_cross, b_cross)
-            hidden = F.gelu(F.linear(self._norm(h, scale3, shift3), w_fc1, b_fc1), approximate="tanh")
-            h = h + gate3 * F.linear(hidden, w_fc2, b_fc2)
-        shift, scale, c0, c1, c2, c3 = parts[-6:]
-        out = F.linear(self._norm(h, scale, shift), self.out_weight, self.out_bias)
-        prediction, v = out.unflatten(0, size).chunk(2, -1)  # (B, T, C)
+        """x_{t-1} (B, T, C) of x_t; masks (B, 1, T, S) and (B, 1, T, T)."""
+        parts = row.flatten().split([self.preset.width] * (9 * self.preset.blocks + 2) + [1] * 4)
+        prediction, v = hoisted_network(
+            x, parts[:-4], kv, self.position, self, self.preset.heads, self.attention, key_mask, token_mask
+        )
+        c0, c1, c2, c3 = parts[-4:]
         return c0 * x + c1 * prediction + torch.exp(c2 * v + c3) * z.view(x.shape)
-
-    def _norm(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return F.layer_norm(h, (self.preset.width,), scale, shift, LAYER_NORM_EPS)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:
@@ -181,37 +150,21 @@ def _one_thread():
 
 def build_reference(problem: Problem, threads: int) -> Sampler:
     """The loop as one writes it first: the whole network at every step, condition and modulation included."""
-    steps, table = problem.steps, problem.table
+    steps, table, denoiser = problem.steps, problem.table, problem.denoiser
+    masks = {"token_mask": problem.token_mask, "key_mask": problem.key_mask}
 
     def sample(noise: Tensor | None = None) -> Tensor:
         with torch.inference_mode():
             noise = torch.randn(steps, *problem.shape) if noise is None else noise
             x = noise[0]
             for j, i in enumerate(reversed(range(steps)), 1):
-                prediction, v = _plain_network(problem, x, table.timesteps[i].expand(len(x)))
+                features = features_of(table.timesteps[i].expand(len(x)), x)
+                position = denoiser.position(x.shape[1])
+                prediction, v = plain_network(denoiser, x, features, position, problem.cond, **masks)
                 x = reverse_step(x, prediction, v, table.coefficients[i], noise[j] if i else None)
             return x
 
     return sample
-
-
-def _plain_network(problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """`Denoiser.forward` in plain PyTorch, without the checks and the choice of a backend."""
-    denoiser = problem.denoiser
-    time = F.silu(denoiser.time(sinusoidal(t, TIME_FEATURES)))  # (B, W)
-    blocks = torch.stack([block.modulation(time).unflatten(-1, (9, -1)) for block in denoiser.blocks], 1)
-    modulation = Modulation(blocks, denoiser.final_modulation(time).unflatten(-1, (2, -1)))
-    cond_kv = torch.stack([torch.stack(block.kv(problem.cond).chunk(2, -1)) for block in denoiser.blocks])
-    return network(
-        x,
-        denoiser.position(x.shape[1]),
-        modulation,
-        cond_kv,
-        denoiser.weights(),
-        num_heads=denoiser.num_heads,
-        token_mask=problem.token_mask,
-        key_mask=problem.key_mask,
-    )
 
 
 def build_hoisted(problem: Problem, threads: int) -> Sampler:
@@ -364,42 +317,12 @@ def build_cpp(problem: Problem, threads: int) -> Sampler:
     return lambda noise=None: problem.sample("cpp")
 
 
-@dataclass(frozen=True)
-class Provider:
-    """How a contender is made, and why it may not be there.
-
-    `exact` ones must be as exact as float32 is; the others are opponents, of whom only the right result is asked.
-    """
-
-    build: Callable[[Problem, int], Sampler]
-    packages: tuple[str, ...] = ()
-    exact: bool = False
-    unusable: Callable[[], str | None] = lambda: None
-
-    def reason(self) -> str | None:
-        """Why it cannot run here, as a sentence with the remedy; None when it can."""
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            return f"not installed: {', '.join(missing)}. Run: pip install {' '.join(missing)}, or -e '.[bench]'."
-        return self.unusable()
-
-
-def _no_compiler() -> str | None:
-    compiler = os.environ.get("CXX", "g++")
-    return None if shutil.which(compiler) else f"torch.compile needs a C++ compiler, and {compiler} is not there."
-
-
-def _no_fused_loop() -> str | None:
-    usable, reason = next(row[1:] for row in rohydr_fast.explain("reverse_loop") if row[0] == "cpp")
-    return None if usable else reason
-
-
 PROVIDERS = {
     "reference": Provider(build_reference),
     "hoisted": Provider(build_hoisted),
-    "compile": Provider(build_compile, unusable=_no_compiler),
+    "compile": Provider(build_compile, unusable=no_compiler),
     "onnxruntime": Provider(build_onnxruntime, ("onnxruntime", "onnx", "onnxscript")),
     "openvino": Provider(build_openvino, ("openvino", "onnx", "onnxscript")),
-    "cpp": Provider(build_cpp, exact=True, unusable=_no_fused_loop),
+    "cpp": Provider(build_cpp, exact=True, unusable=no_fused_loop),
 }
 """By name, in the order of tables and figures."""

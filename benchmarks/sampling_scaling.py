@@ -6,9 +6,11 @@ Part of benchmarks/sampling.py --ragged. A dense loop pays for padding; one that
 from dataclasses import dataclass
 
 import torch
+from accuracy import gate_limit
 from measure import interleave, native_probe, summary
-from sampling_gate import Gate, gate_limit
-from sampling_problem import PRESETS, Preset, Problem, make_problem
+from presets import PRESETS, Preset
+from sampling_gate import Gate
+from sampling_problem import Problem, make_problem
 from sampling_providers import PROVIDERS
 
 BATCH, STEPS = 8, 10

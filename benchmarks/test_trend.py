@@ -36,6 +36,14 @@ def quiet_torch():
     torch.set_num_threads(threads)
 
 
+def there_and_back(forward, parameters) -> None:
+    """The sum of squares of the results of `forward`, and its gradient."""
+    for parameter in parameters:
+        parameter.grad = None
+    with torch.enable_grad():
+        torch.cat(forward(), -1).square().sum().backward()
+
+
 def make_denoiser(size: str) -> Denoiser:
     """Random weights everywhere: adaLN-Zero's gates would hide the blocks."""
     width, blocks, heads = SIZES[size]
@@ -68,9 +76,40 @@ def test_denoiser_block(benchmark, size, backend):
     benchmark(denoiser_block, x, torch.randn(9, width), kv, weights, num_heads=heads, backend=backend)
 
 
+@pytest.mark.parametrize("backend", usable("denoiser"))
+@pytest.mark.parametrize("size", SIZES)
+def test_denoiser(benchmark, size, backend):
+    denoiser = make_denoiser(size)
+    x, cond = torch.randn(4, TOKENS, CHANNELS), torch.randn(4, KEYS, denoiser.width)
+    with rohydr_fast.backend(backend):
+        benchmark(denoiser, x, torch.tensor([1, 300, 600, 1000]), cond)
+
+
+@pytest.mark.parametrize("backend", usable("denoiser"))
+@pytest.mark.parametrize("size", SIZES)
+def test_denoiser_there_and_back(benchmark, size, backend):
+    denoiser = make_denoiser(size).requires_grad_()
+    x, cond = torch.randn(4, TOKENS, CHANNELS), torch.randn(4, KEYS, denoiser.width, requires_grad=True)
+    t = torch.tensor([1, 300, 600, 1000])
+    with rohydr_fast.backend(backend):
+        benchmark(there_and_back, lambda: denoiser(x, t, cond), [*denoiser.parameters(), cond])
+
+
 @pytest.mark.parametrize("backend", usable("reverse_loop"))
 @pytest.mark.parametrize("size", SIZES)
 def test_reverse_loop(benchmark, size, backend):
     denoiser = make_denoiser(size)
     cond = torch.randn(1, KEYS, denoiser.width)
     benchmark(rohydr_fast.sample, denoiser, cond, steps=10, tokens=TOKENS, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [*usable("reverse_loop"), *["cpp-recomputed"] * ("cpp" in usable("reverse_loop"))])
+@pytest.mark.parametrize("size", SIZES)
+def test_reverse_loop_there_and_back(benchmark, size, backend):
+    denoiser, steps = make_denoiser(size).requires_grad_(), 10
+    cond = torch.randn(1, KEYS, denoiser.width, requires_grad=True)
+    options = dict(steps=steps, tokens=TOKENS, prediction="x0", backend=backend)
+    if backend == "cpp-recomputed":
+        options |= dict(backend="cpp", max_memory=4 * steps * TOKENS * CHANNELS)  # bytes of x_t at every step
+    leaves = [*denoiser.parameters(), cond]
+    benchmark(there_and_back, lambda: [rohydr_fast.sample(denoiser, cond, **options)], leaves)
