@@ -64,7 +64,7 @@ std::vector<T*> weight_gradients(const char* op, const PackedObject& object, con
   return result;
 }
 
-void bind_linears(py::module_& m);
+void bind_conditioning(py::module_& m);
 void bind_packed(py::module_& m);
 void bind_loops(py::module_& m);
 void bind_networks(py::module_& m);

@@ -43,7 +43,7 @@ struct ReverseLoopBackwardRequest {
   std::vector<T*> weight_gradients;  // in order of use, shaped like the weights
 };
 
-// Linear layers of equal shape on the same rows, see rohydr_fast/ops/linears.
+// Linear layers of equal shape on the same rows.
 template <class T>
 struct LinearsRequest {
   std::vector<const T*> weights;  // each (columns, depth)
@@ -52,6 +52,19 @@ struct LinearsRequest {
   const T* x;  // (rows, depth)
   T* out;      // y_i starts at i matrix_stride, its rows are row_stride apart
   std::int64_t matrix_stride, row_stride;
+  bool silu;   // of every y
+};
+
+// What blocks read of steps and condition, see rohydr_fast/ops/conditioning.
+template <class T>
+struct ConditioningRequest {
+  std::int64_t rows, inputs, width, layers, condition_rows;
+  const T* features;                      // (rows, inputs)
+  const T* encoded;                       // (condition_rows, width)
+  std::vector<const T*> weights, biases;  // 3 + 2 L, weights as (outputs, inputs)
+  T* blocks;                              // (rows, L, 9, width)
+  T* final;                               // (rows, 2, width)
+  T* cond_kv;                             // (L, 2, condition_rows, width)
 };
 
 // The network of Eq. 2 once.
@@ -131,6 +144,8 @@ void run_cross_attention(const CrossAttentionRequest<T>& request, Isa isa, int t
 
 template <class T>
 void run_linears(const LinearsRequest<T>& request, Isa isa, int threads);
+template <class T>
+void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads);
 
 // The kernels of an instruction set; float64 has portable ones only.
 template <class T>

@@ -182,7 +182,7 @@ struct AttentionCall {
 
 constexpr std::int64_t kLinearsColumns = 192;  // a multiple of every panel
 
-// Layers y_i = x W_i' + b_i of equal shape on the same rows.
+// Layers y_i = x W_i' + b_i of equal shape on the same rows, or y_i = silu(...).
 template <class T>
 struct LinearsCall {
   const T* x;               // (R, depth)
@@ -190,6 +190,7 @@ struct LinearsCall {
   const T* const* biases;   // each (columns)
   T* out;                   // y_i starts at i matrix_stride, its rows are row_stride apart
   std::int64_t depth, columns, matrix_stride, row_stride;
+  bool silu;
 };
 
 // Functions on groups return how many (query, head) pairs left the cheap path of softmax. `memory` is the team's

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Random calls of the reverse loop, the denoiser, its block, attention and linear layers.
+// Random calls of the reverse loop, the denoiser, its block, attention, linear layers and the conditioning.
 #pragma once
 
 #include "random_calls.h"
@@ -182,6 +182,38 @@ class LinearsOf final : public Call<T> {
 
  private:
   LinearsRequest<T> request_{};
+};
+
+template <class T>
+class ConditioningOf final : public Call<T> {
+ public:
+  explicit ConditioningOf(Random& random) {
+    request_.rows = random.size(80);
+    request_.inputs = random.size(300);
+    request_.width = random.size(70);
+    request_.layers = random.size(3) - 1;
+    request_.condition_rows = random.size(200) - 1;
+    request_.features = this->input(request_.rows * request_.inputs, random, 1);
+    request_.encoded = this->input(request_.condition_rows * request_.width, random, 1);
+    for (Index i = 0; i < 3 + 2 * request_.layers; ++i) {
+      const bool of_block = i > 1 && i < 2 + request_.layers;
+      const Index outputs = (i < 2 ? 1 : of_block ? 9 : 2) * request_.width;
+      const Index inputs = i == 0 ? request_.inputs : request_.width;
+      request_.weights.push_back(this->input(outputs * inputs, random, 1));
+      request_.biases.push_back(this->input(outputs, random, 1));
+    }
+  }
+  Results<T> run(Isa isa, int threads, int) override {
+    ConditioningRequest<T> request = request_;
+    request.blocks = this->result(request.rows * request.layers * 9 * request.width);
+    request.final = this->result(request.rows * 2 * request.width);
+    request.cond_kv = this->result(request.layers * 2 * request.condition_rows * request.width);
+    run_conditioning<T>(request, isa, threads);
+    return this->taken();
+  }
+
+ private:
+  ConditioningRequest<T> request_{};
 };
 
 }  // namespace rohydr

@@ -41,10 +41,12 @@ std::vector<Isa> asked_isas() {
   return std::getenv("ROHYDR_FAST_CPU") != nullptr ? std::vector<Isa>{selected_isa()} : usable_isas();
 }
 
+constexpr std::size_t kKinds = 9;  // of calls
+
 template <class T>
 std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
   Random random(seed);
-  switch (seed % 8) {
+  switch (seed % kKinds) {
     case 0:
       return std::make_unique<LoopOf<T>>(random);
     case 1:
@@ -59,15 +61,17 @@ std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
       return std::make_unique<LoopBackwardOf<T>>(random);
     case 6:
       return std::make_unique<DenoiserBackwardOf<T>>(random);
-    default:
+    case 7:
       return std::make_unique<BlockBackwardOf<T>>(random);
+    default:
+      return std::make_unique<ConditioningOf<T>>(random);
   }
 }
 
 template <class T>
 void test_case(std::uint64_t seed) {
   const std::unique_ptr<Call<T>> call = random_call<T>(seed);
-  std::size_t turn = seed / 8;
+  std::size_t turn = seed / kKinds;
   for (const Isa isa : asked_isas()) {
     const std::string name = std::string(isa_name(isa)) + (sizeof(T) == 8 ? " double" : " float") + " seed " +
                              std::to_string(seed);
@@ -170,7 +174,7 @@ int main(int count, char** arguments) {
     test_nothing();
     for (int seed = first; seed < first + cases; ++seed) {
       test_case<float>(static_cast<std::uint64_t>(seed));
-      if (seed / 8 % 4 == 0) test_case<double>(static_cast<std::uint64_t>(seed));
+      if (static_cast<std::size_t>(seed) / kKinds % 4 == 0) test_case<double>(static_cast<std::uint64_t>(seed));
     }
     std::string names;
     for (const Isa isa : asked_isas()) names += std::string(" ") + isa_name(isa);

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops import philox
 from ..ops.dispatch import constant_when_traced
-from ..ops.reverse_loop import Chain, Modulation, NoiseKey, first_undefined_steps, reverse_loops
+from ..ops.reverse_loop import Chain, NoiseKey, first_undefined_steps, reverse_loops
 from ..ops.reverse_loop.reference import step_noise
 from .schedule import Schedule
 
@@ -122,12 +122,12 @@ def _chain(request: SampleRequest) -> Chain:
         weights = denoiser.weights()
         dtype = torch.promote_types(cond.dtype, weights.in_weight.dtype)
         start = cond.new_empty((cond.shape[0], tokens, denoiser.channels), dtype=dtype)
-        modulation = denoiser.modulation(timesteps.to(cond.device))
+        modulation, cond_kv = denoiser.conditioning(timesteps.to(cond.device), cond)  # in `dtype`
         return Chain(
             step_noise(start, noise, step=0, stream=philox.Stream.START),
             denoiser.position(tokens).to(dtype),
-            Modulation(modulation.blocks.to(dtype), modulation.final.to(dtype)),
-            denoiser.condition_kv(cond).to(dtype),
+            modulation,
+            cond_kv,
             weights,
             coefficients.to(cond.device),
             noise,

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops.denoiser import DenoiserWeights, Modulation, denoiser
+from ..ops.conditioning import Conditioning, conditioning
+from ..ops.denoiser import DenoiserWeights, denoiser
 from ..ops.denoiser_block import BlockWeights
-from ..ops.linears import linears
 from .sequences import positions, sinusoidal
 
 TIME_FEATURES = 256
@@ -31,16 +31,8 @@ class DenoiserBlock(nn.Module):
 
     def weights(self) -> BlockWeights:
         """The parameters in the order of use."""
-        layers = (self.qkv, self.self_out, self.q, self.cross_out, self.fc1, self.fc2)
-        return BlockWeights(*(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
-
-
-def _linears(x: Tensor, layers: list[nn.Linear], **options) -> Tensor:
-    """In the wider dtype of `x` and the parameters, computed in float32 if that is a half."""
-    wider = torch.promote_types(x.dtype, layers[0].weight.dtype)
-    dtype = torch.promote_types(wider, torch.float32)
-    weights = [layer.weight.to(dtype) for layer in layers]
-    return linears(x.to(dtype), weights, [layer.bias.to(dtype) for layer in layers], **options).to(wider)
+        layers = [self.qkv, self.self_out, self.q, self.cross_out, self.fc1, self.fc2]
+        return BlockWeights._make([tensor for layer in layers for tensor in (layer.weight, layer.bias)])
 
 
 class Denoiser(nn.Module):
@@ -70,25 +62,24 @@ class Denoiser(nn.Module):
 
     def weights(self) -> DenoiserWeights:
         """What a step reads."""
-        blocks = tuple(block.weights() for block in self.blocks)
+        blocks = tuple([block.weights() for block in self.blocks])
         return DenoiserWeights(self.embed.weight, self.embed.bias, blocks, self.out.weight, self.out.bias)
 
-    def modulation(self, timesteps: Tensor) -> Modulation:
-        """Shift, scale and gate at `timesteps` (K,), values 1..N: (K, L, 9, W) and (K, 2, W).
+    def conditioning(self, timesteps: Tensor, encoded: Tensor) -> Conditioning:
+        """Shift, scale and gate at `timesteps` (K,), values 1..N, and K and V of `encoded` (B, S, W); once for a chain.
 
-        They depend on the step alone: one table serves a whole chain and every sample.
+        In the wider dtype of `encoded` and the parameters, computed in float32 if that is a half.
         """
-        time = sinusoidal(timesteps, TIME_FEATURES).to(self.out.weight.dtype)
-        for layer in (self.time[0], self.time[2]):
-            time = nn.functional.silu(_linears(time, [layer])[0])  # (K, W)
-        blocks = _linears(time, [block.modulation for block in self.blocks], rows_first=True)
-        final = _linears(time, [self.final_modulation])[0]
-        return Modulation(blocks.unflatten(-1, (9, -1)), final.unflatten(-1, (2, -1)))
-
-    def condition_kv(self, encoded: Tensor) -> Tensor:
-        """W_K^(i) E and W_V^(i) E of all blocks: (B, S, W) to (L, 2, B, S, W). Once for a chain."""
-        both = _linears(encoded.flatten(0, 1), [block.kv for block in self.blocks], parts=2)  # (2 L, B S, W)
-        return both.view(len(self.blocks), 2, *encoded.shape)
+        blocks = list(self.blocks)
+        layers = [self.time[0], self.time[2], *[block.modulation for block in blocks], self.final_modulation]
+        layers += [block.kv for block in blocks]
+        parameters = [[layer.weight for layer in layers], [layer.bias for layer in layers]]
+        wider = torch.promote_types(encoded.dtype, parameters[0][0].dtype)
+        dtype = torch.promote_types(wider, torch.float32)
+        if parameters[0][0].dtype != dtype:
+            parameters = [[tensor.to(dtype) for tensor in tensors] for tensors in parameters]
+        found = conditioning(sinusoidal(timesteps, TIME_FEATURES).to(dtype), encoded.to(dtype), *parameters)
+        return found if wider == dtype else found.to(wider)
 
     def position(self, tokens: int) -> Tensor:
         """Positions (T, W) added to the embedded tokens."""
@@ -106,11 +97,12 @@ class Denoiser(nn.Module):
 
         It is computed in the dtype of the parameters or, if that is wider, of `x`, also under `torch.autocast`.
         """
+        modulation, cond_kv = self.conditioning(t, encoded).to(x.dtype)
         return denoiser(
             x,
             self.position(x.shape[1]),
-            Modulation(*[part.to(x.dtype) for part in self.modulation(t)]),
-            self.condition_kv(encoded).to(x.dtype),
+            modulation,
+            cond_kv,
             self.weights(),
             num_heads=self.num_heads,
             token_mask=token_mask,

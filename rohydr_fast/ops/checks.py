@@ -85,19 +85,26 @@ def check_denoiser(op, x, position, modulation, cond_kv, weights, num_heads, tok
     _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask)
 
 
-def check_linears(op: str, x: Tensor, weights, biases, parts: int) -> None:
-    """Rows (R, D), n >= 1 weights (P C, D) and biases (P C,), P dividing the outputs."""
-    if x.dim() != 2 or not x.is_floating_point():
-        fail(op, "x", "be (R, D) of a float dtype", _what(x), "Flatten it, or convert it.")
-    if len(weights) != len(biases) or not weights:
-        fail(op, "biases", "be as many as weights, at least one", len(biases), "Pass one for each layer.")
-    outputs = weights[0].shape[0] if weights[0].dim() == 2 else None
-    for name, tensors, shape in (("weights", weights, (outputs, x.shape[1])), ("biases", biases, (outputs,))):
-        if [(t.shape, t.dtype, t.device) for t in tensors] != [(shape, x.dtype, x.device)] * len(tensors):
+def check_conditioning(op: str, features: Tensor, encoded: Tensor, weights, biases) -> None:
+    """What `conditioning.reference.conditioning` says of its arguments."""
+    if features.dim() != 2 or not features.is_floating_point():
+        fail(op, "features", "be (R, D) of a float dtype", _what(features), "Add a dimension, or convert it.")
+    count = len(weights)
+    if len(biases) != count or count < 3 or count % 2 == 0:
+        got = f"{count} and {len(biases)}"
+        fail(op, "weights and biases", "be 3 + 2 L each, for L blocks", got, "Pass one bias for each weight.")
+    width = weights[0].shape[0] if weights[0].dim() == 2 else None
+    _check_shape(op, "weights[0]", weights[0], (width, features.shape[1]))
+    check_like(op, "encoded", encoded, (None, None, width), features)
+    layers = (count - 3) // 2
+    outputs = [width, width, *[9 * width] * layers, *[2 * width] * (layers + 1)]
+    shapes = [(rows, width) for rows in outputs]
+    shapes[0] = (width, features.shape[1])
+    for name, tensors, wanted in (("weights", weights, shapes), ("biases", biases, [(rows,) for rows in outputs])):
+        facts = [(tensor.dtype, tensor.device) for tensor in tensors]
+        if [t.shape for t in tensors] != wanted or facts.count((features.dtype, features.device)) != count:
             for i, tensor in enumerate(tensors):
-                check_like(op, f"{name}[{i}]", tensor, shape, x)
-    if parts < 1 or outputs % parts:
-        fail(op, "parts", f"divide the {outputs} outputs of a layer", parts, "Choose a divisor.")
+                check_like(op, f"{name}[{i}]", tensor, wanted[i], features)
 
 
 def check_chain(op: str, chain) -> None:
@@ -217,7 +224,8 @@ def _check_noise(op: str, noise, batch: int) -> None:
         got = _what(ids) if isinstance(ids, Tensor) else type(ids).__name__
         fail(op, "noise.sample_ids", f"be an integer tensor ({batch},)", got, "Give one id for each sample of x.")
     if not torch.compiler.is_compiling() and batch:
-        low, high = ids.min().item(), ids.max().item()
+        numbers = ids.tolist()
+        low, high = min(numbers), max(numbers)
         if low < 0 or high >= SAMPLE_ID_END:
             got = low if low < 0 else high
             fail(op, "noise.sample_ids", f"be in [0, {SAMPLE_ID_END - 1}]", got, "Use data.dataset.stable_sample_id.")

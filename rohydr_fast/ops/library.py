@@ -15,7 +15,7 @@ from .. import _native
 from ..errors import BackendUnavailable
 from . import gradients
 from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
-from .linears import operation as linears
+from .conditioning import operation as conditioning
 from .packing import CACHE, as_array, as_optional_array, native_threads
 
 NAMESPACE = "rohydr_fast"
@@ -141,7 +141,7 @@ _SCHEMAS = {
         "(Tensor sample_ids, SymInt seed, int modality, int step, int stream, SymInt count, str? backend=None) "
         "-> Tensor"
     ),
-    "linears": linears.SCHEMA,
+    "conditioning": conditioning.SCHEMA,
     **gradients.SCHEMAS,
 }
 _CPU = {
@@ -151,7 +151,7 @@ _CPU = {
     "reverse_loops": _reverse_loops,
     "reverse_loops_with_states": _reverse_loops_with_states,
     "philox_normal": _philox_normal,
-    "linears": linears.run,
+    "conditioning": conditioning.run,
     **gradients.CPU,
 }
 _FAKE = {
@@ -163,12 +163,15 @@ _FAKE = {
     "philox_normal": lambda sample_ids, seed, modality, step, stream, count, backend=None: sample_ids.new_empty(
         (sample_ids.shape[0], count), dtype=torch.float32
     ),
-    "linears": linears.allocate,
+    "conditioning": conditioning.allocate,
     **gradients.FAKE,
 }
 
 
-_FORMULAS = {"linears": (linears.formula, linears.setup_context), **gradients.FORMULAS}
+_FORMULAS = {
+    "conditioning": (conditioning.formula, conditioning.setup_context),
+    **gradients.FORMULAS,
+}
 
 
 def _without_gradient(op: str, function):

@@ -62,8 +62,8 @@ def test_the_flop_formula_counts_what_the_reference_step_does(bench, name):
     preset = bench.sampling_problem.PRESETS[name]
     problem = bench.sampling_problem.make_problem(preset, batch=3, steps=2)
     network = problem.denoiser
-    tables = network.modulation(problem.table.timesteps)
-    row, kv = Modulation(tables.blocks[0], tables.final[0]), network.condition_kv(problem.cond)
+    tables, kv = network.conditioning(problem.table.timesteps, problem.cond)
+    row = Modulation(tables.blocks[0], tables.final[0])
     x, position = torch.randn(problem.shape), network.position(preset.tokens)
     # The counter knows no fused attention of the CPU: let it see the matrix products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -102,9 +102,8 @@ class Values:
             return [[values], 1] if name in LOOPS else [*values, 1]
         if name == "reverse_loop_tape_size":
             return [self.packed[1], SAMPLES, TOKENS, self.calls["denoiser"].values["token_mask"], STEPS]
-        if name == "linears":
-            weights, biases = (tuple(np.ones(shape, np.float32) for _ in range(2)) for shape in ((6, 3), (6,)))
-            return [np.ones((5, 3), np.float32), weights, biases, 2, False, np.empty((4, 5, 3), np.float32), 1]
+        if name == "conditioning":
+            return conditioning_arguments()
         return None
 
     def with_a_change(self, arguments: list | tuple) -> list | tuple:
@@ -114,6 +113,15 @@ class Values:
         inside = isinstance(old, list | tuple) and len(old) and self.rng.random() < 0.8
         changed[place] = self.with_a_change(old) if inside else self.value()
         return type(arguments)(changed)
+
+
+def conditioning_arguments() -> list:
+    """Of a valid call with one block of two channels."""
+    outputs, depths = (2, 2, 18, 4, 4), (3, 2, 2, 2, 2)
+    weights = tuple(np.ones(shape, np.float32) for shape in zip(outputs, depths, strict=True))
+    inputs = [np.ones((5, 3), np.float32), np.ones((2, 3, 2), np.float32)]
+    results = [np.empty(shape, np.float32) for shape in ((5, 1, 9, 2), (5, 2, 2), (1, 2, 2, 3, 2))]
+    return [*inputs, weights, tuple(np.ones(size, np.float32) for size in outputs), *results, 1]
 
 
 class Hostile:

@@ -50,7 +50,8 @@ def block_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, mas
 def denoiser_inputs(batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, masked=True, rows=False) -> dict:
     """Keyword arguments of `denoiser`; `rows` gives each sample a step of its own."""
     denoiser = make_denoiser(dtype=dtype).requires_grad_(False)
-    modulation = denoiser.modulation(torch.arange(1, 1 + (batch if rows else 1)))
+    steps = torch.arange(1, 1 + (batch if rows else 1))
+    modulation = denoiser.conditioning(steps, torch.empty(0, keys, WIDTH, dtype=dtype)).modulation
     return {
         "x": torch.randn(batch, tokens, CHANNELS, dtype=dtype),
         "position": denoiser.position(tokens),
@@ -80,8 +81,7 @@ def make_chain(
     return Chain(
         torch.randn(batch, tokens, CHANNELS, dtype=dtype),
         denoiser.position(tokens),
-        denoiser.modulation(table.timesteps),
-        denoiser.condition_kv(torch.randn(batch, keys, WIDTH, dtype=dtype)),
+        *denoiser.conditioning(table.timesteps, torch.randn(batch, keys, WIDTH, dtype=dtype)),
         denoiser.weights(),
         table.coefficients,
         NoiseKey(seed, torch.arange(batch) + 100, modality),

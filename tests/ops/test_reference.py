@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rohydr_fast import backend
 from rohydr_fast.errors import BackendUnavailable, UsageError
-from rohydr_fast.models.denoiser import Denoiser, DenoiserBlock
+from rohydr_fast.models.denoiser import DenoiserBlock
 from rohydr_fast.ops.cross_attention import cross_attention
 from rohydr_fast.ops.denoiser_block import denoiser_block
 from tests.small_model import open_up
@@ -101,15 +101,6 @@ def test_a_row_of_modulation_for_each_sample_equals_each_alone():
     for i in range(2):
         alone = denoiser_block(x[i : i + 1], rows[i], kv[:, i : i + 1], block.weights(), **options)
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
-
-
-def test_condition_kv_are_the_projections_of_each_block():
-    denoiser = Denoiser(4, 8, 3, 2)
-    encoded = torch.randn(2, 5, 8)
-    kv = denoiser.condition_kv(encoded)
-    assert kv.shape == (3, 2, 2, 5, 8)
-    for i, block in enumerate(denoiser.blocks):
-        torch.testing.assert_close(torch.cat([kv[i, 0], kv[i, 1]], -1), block.kv(encoded))
 
 
 @pytest.mark.parametrize(

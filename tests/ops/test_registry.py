@@ -29,7 +29,7 @@ def no_native_core(monkeypatch):
 
 def test_names():
     assert BACKENDS == ("reference", "cpp", "triton", "cuda")
-    assert set(OPS) == {"philox", "linears", "cross_attention", "denoiser_block", "denoiser", "reverse_loop"}
+    assert set(OPS) == {"philox", "conditioning", "cross_attention", "denoiser_block", "denoiser", "reverse_loop"}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -193,7 +193,7 @@ def test_empty_variable_means_automatic(monkeypatch):
 
 @pytest.mark.parametrize("call", [select, explain])
 def test_unknown_operation_lists_the_operations(call):
-    names = "philox, linears, cross_attention, denoiser_block, denoiser, reverse_loop"
+    names = "philox, conditioning, cross_attention, denoiser_block, denoiser, reverse_loop"
     with pytest.raises(UsageError, match=f"{names}, got 'softmax'"):
         call("softmax")
 

@@ -260,15 +260,15 @@ def test_a_nan_is_named_and_touches_no_parameter():
 def test_a_chain_that_is_not_finite_is_named_with_its_first_step(backend, step, monkeypatch):
     stages = runner()
     denoiser, before = stages.model.hddm["v"].denoiser, snapshot(stages.model)
-    original = denoiser.modulation
+    original = denoiser.conditioning
 
-    def modulation(timesteps):
-        blocks, final = original(timesteps)
+    def conditioning(timesteps, encoded):
+        (blocks, final), cond_kv = original(timesteps, encoded)
         poison = torch.zeros(len(final), 1, 1)
         poison[step - 1] = math.nan
-        return Modulation(blocks, final + poison)
+        return Modulation(blocks, final + poison), cond_kv
 
-    monkeypatch.setattr(denoiser, "modulation", modulation)
+    monkeypatch.setattr(denoiser, "conditioning", conditioning)
     words = f"The reverse chain of vision is not finite from step {step} of 3 on."
     with use_backend(backend), pytest.raises(NumericsError, match=f"L_C1 is nan in epoch 1, batch 0, S3. .* {words}$"):
         run_stage(stages, STAGE_3)

@@ -9,12 +9,13 @@
 namespace rohydr {
 namespace {
 
-template <class T>
+template <class T, bool Silu>
 struct StoreColumns {
   T* out;
   Index stride, columns;
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
     constexpr int N = kLanes<T>;
+    if constexpr (Silu) value = silu<T, N>(value);
     T* const to = out + row * stride + column;
     if (column + N <= columns) return store<T, N>(to, value);
     for (Index i = 0; i < columns - column; ++i) to[i] = value[i];
@@ -51,8 +52,12 @@ void linears(const LinearsCall<T>& call, Index matrix, Index column, Index first
   }
   const RowMajor<T> x{call.x + first * depth, depth};
   T* const out = call.out + matrix * call.matrix_stride + first * call.row_stride + column;
-  product_of_rows(x, rows, static_cast<const T*>(lines), kLinearsColumns, depth, columns,
-                  StoreColumns<T>{out, call.row_stride, columns}, static_cast<const T*>(bias));
+  const auto multiply = [&](const auto& epilogue) {
+    product_of_rows(x, rows, static_cast<const T*>(lines), kLinearsColumns, depth, columns, epilogue,
+                    static_cast<const T*>(bias));
+  };
+  if (call.silu) return multiply(StoreColumns<T, true>{out, call.row_stride, columns});
+  multiply(StoreColumns<T, false>{out, call.row_stride, columns});
 }
 
 }  // namespace

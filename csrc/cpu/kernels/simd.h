@@ -233,6 +233,13 @@ RH_INLINE Vector<T, N> gelu(Vector<T, N> x) {
   return x / gelu_divisor<T, N>(x);
 }
 
+// x sigmoid(x). Beyond 2^-+126 the exponential counts as that power.
+template <class T, int N>
+RH_INLINE Vector<T, N> silu(Vector<T, N> x) {
+  const Vector<T, N> exponent = x * T(-1.44269504088896340736);
+  return x / (exp2_in_range<T, N>(at_most<T, N>(at_least<T, N>(exponent, T(-126)), T(126))) + T(1));
+}
+
 // Interleaves 32-bit (Width 1) or 64-bit (Width 2) parts of a and b inside each group of four lanes, low or high half:
 // with Width 4, the low or high four lanes of both. Each is one instruction.
 template <int Width, bool High, int N>
