@@ -121,7 +121,7 @@ struct PreparedLoop {
   LoopCall<T> call{};
 };
 
-// A single pass through the network, or through a block. With a modulation for each sample a group is one sample.
+// A single pass through the network, or through a block.
 template <class T>
 struct PreparedDenoiser {
   PreparedDenoiser(const DenoiserRequest<T>& r, const Kernels<T>& kernels, std::int64_t rows, bool transposed = false)
@@ -131,7 +131,7 @@ struct PreparedDenoiser {
         block_modulation(r.block_modulation, r.modulations * r.weights->shape().layers * 9, r.weights->shape().width,
                          stride),
         final_modulation(r.final_modulation, r.modulations * 2, r.weights->shape().width, stride),
-        grouping(r.batch, rows, r.modulations > 1),
+        grouping(r.batch, rows, false),
         call{weights->view,           {r.cond_kv, r.batch.samples, r.batch.keys}, r.x, r.out, position.data(),
              block_modulation.data(), final_modulation.data(), r.modulations > 1, r.batch.tokens} {}
   PreparedDenoiser(const PreparedDenoiser&) = delete;
@@ -149,7 +149,7 @@ struct PreparedBlock {
       : weights(r.weights->current(kernels, transposed)),
         stride(round_up(r.weights->shape().width, kernels.lanes)),
         modulation(r.modulation, r.modulations * 9, r.weights->shape().width, stride),
-        grouping(r.batch, rows, r.modulations > 1),
+        grouping(r.batch, rows, false),
         call{weights->view, {r.cond_kv, r.batch.samples, r.batch.keys}, r.x, r.out, modulation.data(),
              r.modulations > 1, r.batch.tokens} {}
   PreparedBlock(const PreparedBlock&) = delete;

@@ -143,22 +143,34 @@ RH_INLINE void query_gradients_of(const HeadGradient<T>& h, Index lane, Index la
   }
 }
 
-// target[index[row]] (columns) += factor * sum_q plane[row][q] right[q]: dV and dK.
-template <int N, class T>
-RH_INLINE void add_sums_over_queries(const T* plane, Index plane_stride, Index queries, const T* right,
-                                     Index right_stride, const KeysValues<T>& kv, Index column, Index count,
-                                     T factor, T* target, Index target_stride) {
-  const auto add = [&](Index row, Index, Vector<T, N> value) {
-    T* const place = target + kv.index[row] * target_stride + column;
+// target[index[row]] (columns) += factor * value. Keys and values of a condition may lie in a far cache.
+template <class T>
+struct AddToKeys {
+  const std::int32_t* index;
+  T* target;
+  Index stride, count;  // columns
+  T factor;
+  RH_INLINE void prefetch(Index row, Index) const { __builtin_prefetch(target + index[row] * stride, 1); }
+  template <class Value>
+  RH_INLINE void operator()(Index row, Index, Value value) const {
+    constexpr int N = static_cast<int>(sizeof(Value) / sizeof(T));
+    T* const place = target + index[row] * stride;
     if (count >= N) {
       store<T, N>(place, multiply_add<T, N>(value, factor, load<T, N>(place)));
     } else {
       for (Index i = 0; i < count; ++i) place[i] = value[i] * factor + place[i];
     }
-  };
+  }
+};
+
+// target += factor * sum_q plane[row][q] right[q]: dV and dK.
+template <int N, class T>
+RH_INLINE void add_sums_over_queries(const T* plane, Index plane_stride, Index queries, const T* right,
+                                     Index right_stride, const KeysValues<T>& kv, Index column, Index count,
+                                     T factor, T* target, Index target_stride) {
   const T* const none = nullptr;
   panel_product<1, N>(RowMajor<T>{plane, plane_stride}, kv.count, right + column, right_stride, none, queries, Index{0},
-                      add);
+                      AddToKeys<T>{kv.index, target + column, target_stride, count, factor});
 }
 
 template <class T>

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The way back through the denoiser and through the reverse loop, for the rows of a group, by one thread. Gradients of
 // weights are sums over rows, kept transposed, (inputs, outputs), like the panels of the forward:
-//   dW' = X' dY, dX = dY W, and for a gated sum h + g (X W' + b): with G = X' dh, dW' = g G and dg = sum_k W'[k] G[k],
-// so that the gated branch itself is never computed again.
+//   dW' = X' dY, dX = dY W, and for a gated sum h + g y with y = X W' + b: dy = g dh, dg = the sum of dh y over rows.
 #pragma once
 
 #include "attention_backward.h"
@@ -11,29 +10,31 @@
 namespace rohydr {
 namespace {
 
-// sums (columns) += factor * the sum of the rows, and dots += other * that sum; factor, other and dots may be null.
+// sums (columns) += the sum of the rows.
 template <class T>
-void add_column_sums(const T* x, Index rows, Index stride, Index columns, const T* factor, T* sums, const T* other,
-                     T* dots) {
+void add_column_sums(const T* x, Index rows, Index stride, Index columns, T* sums) {
   constexpr int N = kLanes<T>;
   for (Index c = 0; c < columns; c += N) {
     Vector<T, N> sum{};
     for (Index row = 0; row < rows; ++row) sum = sum + load<T, N>(x + row * stride + c);
-    const Vector<T, N> share = factor == nullptr ? sum : sum * load<T, N>(factor + c);
-    store<T, N>(sums + c, load<T, N>(sums + c) + share);
-    if (dots != nullptr) {
-      store<T, N>(dots + c, multiply_add<T, N>(sum, load<T, N>(other + c), load<T, N>(dots + c)));
-    }
+    store<T, N>(sums + c, load<T, N>(sums + c) + sum);
   }
 }
 
+// The way back through h + gate * branch for rows that share a gate: gated = gate * dh, dgate += sum of dh * branch.
 template <class T>
-void multiply_rows(const T* x, Index rows, Index stride, const T* factor, T* out) {
+void gate_backward(const T* dh, const T* branch, Index rows, Index stride, Index width, const T* gate, T* gated,
+                   T* gate_gradient) {
   constexpr int N = kLanes<T>;
-  for (Index row = 0; row < rows; ++row) {
-    for (Index c = 0; c < stride; c += N) {
-      store<T, N>(out + row * stride + c, load<T, N>(x + row * stride + c) * load<T, N>(factor + c));
+  for (Index c = 0; c < width; c += N) {
+    const Vector<T, N> factor = load<T, N>(gate + c);
+    Vector<T, N> sum{};
+    for (Index row = 0; row < rows; ++row) {
+      const Vector<T, N> g = load<T, N>(dh + row * stride + c);
+      store<T, N>(gated + row * stride + c, g * factor);
+      sum = multiply_add<T, N>(g, load<T, N>(branch + row * stride + c), sum);
     }
+    store<T, N>(gate_gradient + c, load<T, N>(gate_gradient + c) + sum);
   }
 }
 
@@ -117,30 +118,17 @@ struct AddTo {
   }
 };
 
-// dW' += value.
+// dW' += value. What a tile adds to is on its way from a far cache while the tile is computed.
 template <class T>
 struct AddWeight {
   MatrixGradient<T> gradient;
-  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
-    T* const place = gradient.weight + panel_place<T>(gradient.columns, gradient.depth, row, column);
-    store<T, kLanes<T>>(place, value + load<T, kLanes<T>>(place));
+  RH_INLINE T* place(Index row, Index column) const {
+    return gradient.weight + panel_place<T>(gradient.columns, gradient.depth, row, column);
   }
-};
-
-// For G = X' dh: dW' += gate G, dgate += W' G.
-template <class T>
-struct AddGatedWeight {
-  MatrixGradient<T> gradient;
-  const T* weight;  // packed W
-  const T* gate;
-  T* gate_gradient;
+  RH_INLINE void prefetch(Index row, Index column) const { __builtin_prefetch(place(row, column), 1); }
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
-    constexpr int N = kLanes<T>;
-    const Index at = panel_place<T>(gradient.columns, gradient.depth, row, column);
-    T* const place = gradient.weight + at;
-    store<T, N>(place, multiply_add<T, N>(load<T, N>(gate + column), value, load<T, N>(place)));
-    T* const sum = gate_gradient + column;
-    store<T, N>(sum, multiply_add<T, N>(load<T, N>(weight + at), value, load<T, N>(sum)));
+    T* const to = place(row, column);
+    store<T, kLanes<T>>(to, value + load<T, kLanes<T>>(to));
   }
 };
 
@@ -175,39 +163,48 @@ struct Backward {
 
   Index rows() const { return net.group.rows; }
 
-  void normalise(const T* h, const T* modulation) const {
-    const Memory<T>& m = net.m;
-    modulated_layer_norm(h, rows(), net.denoiser.width, m.stride, modulation, modulation + m.stride, m.normal,
-                         b.statistics);
-  }
+  void normalise(const T* h, const Modulation<T>& modulation) const { net.normalise(h, modulation, b.statistics); }
 
   // dh += the way back through the LayerNorm, from b.dnormal.
-  void through_norm(const T* h, const T* modulation, T* modulation_gradient) const {
-    const Memory<T>& m = net.m;
-    layer_norm_backward(h, b.statistics, b.dnormal, rows(), net.denoiser.width, m.stride, modulation + m.stride, b.dh,
-                        modulation_gradient, modulation_gradient + m.stride);
+  void through_norm(const T* h, const Modulation<T>& modulation, T* modulation_gradient) const {
+    const Index stride = net.m.stride;
+    net.for_tables(modulation.sample_stride, [&](Index first, Index last, Index offset) {
+      T* const shift_gradient = modulation_gradient + offset;
+      layer_norm_backward(h + first * stride, b.statistics + 2 * first, b.dnormal + first * stride, last - first,
+                          net.denoiser.width, stride, modulation.rows + offset + stride, b.dh + first * stride,
+                          shift_gradient, shift_gradient + stride);
+    });
+  }
+
+  // dW' and db of Y = X W' + b with X given by `left` as (depth, rows).
+  template <class Left>
+  void weight_gradient(Left left, Index depth, const T* dy, Index dy_stride, Index columns,
+                       const MatrixGradient<T>& to) const {
+    product_of_rows(left, depth, dy, dy_stride, rows(), columns, AddWeight<T>{to});
+    add_column_sums(dy, rows(), dy_stride, columns, to.bias);
   }
 
   // A plain product Y = X W' + b with X = m.normal: dW', db and b.dnormal.
   void through_projection(const T* dy, Index dy_stride, const PackedMatrix<T>& w_transposed,
                           const MatrixGradient<T>& to) const {
     const Memory<T>& m = net.m;
-    const Index columns = w_transposed.depth;
-    product_of_rows(ChannelMajor<T>{m.normal, m.stride}, w_transposed.columns, dy, dy_stride, rows(), columns,
-                    AddWeight<T>{to});
-    add_column_sums<T>(dy, rows(), dy_stride, columns, nullptr, to.bias, nullptr, nullptr);
+    weight_gradient(ChannelMajor<T>{m.normal, m.stride}, w_transposed.columns, dy, dy_stride, w_transposed.depth, to);
     product(RowMajor<T>{dy, dy_stride}, rows(), w_transposed, Store<T>{b.dnormal, m.stride});
   }
 
-  // h + gate (X W' + bias) with X given by `left` as (inputs, rows): dW', dbias, dgate.
+  // b.gated, the gradient of the branch, from b.dh.
+  void through_gate(const T* branch, const Modulation<T>& gate, T* gate_gradient) const {
+    const Index stride = net.m.stride;
+    net.for_tables(gate.sample_stride, [&](Index first, Index last, Index offset) {
+      gate_backward(b.dh + first * stride, branch + first * stride, last - first, stride, net.denoiser.width,
+                    gate.rows + offset, b.gated + first * stride, gate_gradient + offset);
+    });
+  }
+
+  // dW' and db of a branch X W' + b, from b.gated.
   template <class Left>
-  void through_gate(Left left, const PackedMatrix<T>& w, const MatrixGradient<T>& to, const T* gate,
-                    T* gate_gradient) const {
-    const Index stride = net.m.stride, width = net.denoiser.width;
-    product_of_rows(left, w.depth, static_cast<const T*>(b.dh), stride, rows(), width,
-                    AddGatedWeight<T>{to, w.data, gate, gate_gradient});
-    add_column_sums(static_cast<const T*>(b.dh), rows(), stride, width, gate, to.bias, w.bias, gate_gradient);
-    multiply_rows(static_cast<const T*>(b.dh), rows(), stride, gate, b.gated);
+  void through_branch(Left left, const MatrixGradient<T>& to) const {
+    weight_gradient(left, to.depth, b.gated, net.m.stride, net.denoiser.width, to);
   }
 
   void through_attention(const T* q_lines, const T* q_rows, Index q_stride, const T* attended, const T* norms,
@@ -247,24 +244,24 @@ struct Backward {
   }
 
   // b.dh: from the gradient of tape.h[3] to that of tape.h[0].
-  void block(Index layer, const T* modulation, T* modulation_gradient, const Tape<T>& tape) const {
+  void block(Index layer, const Modulation<T>& modulation, T* modulation_gradient, const Tape<T>& tape) const {
     const Memory<T>& m = net.m;
     const Index width = net.denoiser.width;
-    const BlockView<T>& w = net.denoiser.blocks[layer];
     const BlockView<T>& wt = transposed.blocks[layer];
     const BlockGradient<T>& to = gradient.blocks[layer];
-    const auto row = [&](int i) { return modulation + i * m.stride; };
+    const auto row = [&](int i) { return modulation.from(i * m.stride); };
     const auto row_gradient = [&](int i) { return modulation_gradient + i * m.stride; };
 
-    multiply_rows(static_cast<const T*>(b.dh), rows(), m.stride, row(8), b.gated);
+    through_gate(tape.branch[2], row(8), row_gradient(8));
     product(RowMajor<T>{b.gated, m.stride}, rows(), wt.fc2,
             StoreGeluGradient<T>{tape.before_gelu, m.hidden, b.dhidden, m.hidden_stride});
-    through_gate(ChannelMajor<T>{m.hidden, m.hidden_stride}, w.fc2, to.fc2, row(8), row_gradient(8));
+    through_branch(ChannelMajor<T>{m.hidden, m.hidden_stride}, to.fc2);
     normalise(tape.h[2], row(6));
     through_projection(b.dhidden, m.hidden_stride, wt.fc1, to.fc1);
     through_norm(tape.h[2], row(6), row_gradient(6));
 
-    through_gate(RowMajor<T>{tape.attended[1], m.lanes}, w.cross_out, to.cross_out, row(5), row_gradient(5));
+    through_gate(tape.branch[1], row(5), row_gradient(5));
+    through_branch(RowMajor<T>{tape.attended[1], m.lanes}, to.cross_out);
     attended_gradient(wt.cross_out);
     transpose(static_cast<const T*>(tape.cross_q), m.lanes, width, rows(), b.rows_of_q, m.stride);
     for (Index i = 0; i < net.group.member_count; ++i) {
@@ -278,7 +275,8 @@ struct Backward {
     through_projection(b.dq, m.stride, wt.q, to.q);
     through_norm(tape.h[1], row(3), row_gradient(3));
 
-    through_gate(RowMajor<T>{tape.attended[0], m.lanes}, w.self_out, to.self_out, row(2), row_gradient(2));
+    through_gate(tape.branch[0], row(2), row_gradient(2));
+    through_branch(RowMajor<T>{tape.attended[0], m.lanes}, to.self_out);
     attended_gradient(wt.self_out);
     transpose(static_cast<const T*>(tape.qkv), m.qkv_stride, rows(), width, m.q_lines, m.lanes);
     for (Index i = 0; i < rows() * m.qkv_stride; ++i) b.dqkv[i] = T(0);
@@ -299,8 +297,8 @@ struct Backward {
   // From b.doutput, the gradient of prediction and v; that of x_t is added to b.dx. `tape_of(layer)` is asked from the
   // last layer on and gives complete tapes; h is the last one's h[3].
   template <class TapeOf>
-  void network(const T* h, const T* block_modulation, const T* final_modulation, T* block_modulation_gradient,
-               T* final_modulation_gradient, const TapeOf& tape_of) const {
+  void network(const T* h, const Modulation<T>& block_modulation, const Modulation<T>& final_modulation,
+               T* block_modulation_gradient, T* final_modulation_gradient, const TapeOf& tape_of) const {
     const Memory<T>& m = net.m;
     const Index layers = net.denoiser.layers;
     normalise(h, final_modulation);
@@ -308,13 +306,12 @@ struct Backward {
     for (Index i = 0; i < rows() * m.stride; ++i) b.dh[i] = T(0);
     through_norm(h, final_modulation, final_modulation_gradient);
     for (Index layer = layers - 1; layer >= 0; --layer) {
-      block(layer, block_modulation + layer * 9 * m.stride, block_modulation_gradient + layer * 9 * m.stride,
+      block(layer, block_modulation.from(layer * 9 * m.stride), block_modulation_gradient + layer * 9 * m.stride,
             tape_of(layer));
     }
     const T* const dh = b.dh;
-    product_of_rows(ChannelMajor<T>{m.x_t, m.channel_stride}, net.denoiser.channels, dh, m.stride, rows(),
-                    net.denoiser.width, AddWeight<T>{gradient.in});
-    add_column_sums<T>(dh, rows(), m.stride, net.denoiser.width, nullptr, gradient.in.bias, nullptr, nullptr);
+    weight_gradient(ChannelMajor<T>{m.x_t, m.channel_stride}, net.denoiser.channels, dh, m.stride,
+                    net.denoiser.width, gradient.in);
     product(RowMajor<T>{dh, m.stride}, rows(), transposed.in, AddTo<T>{b.dx, m.channel_stride});
   }
 };

@@ -7,132 +7,11 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace rohydr {
 namespace {
-
-constexpr Index kRowSlack = 8;  // rows that `transpose` may touch beyond the last one
-
-// What a block leaves for the way back. Without one, the arrays are those of the workspace, used again by each block.
-template <class T>
-struct Tape {
-  T* h[4];           // (rows, stride) the residual stream before each of the three parts, and after the last
-  T* qkv;            // (rows, qkv_stride)
-  T* cross_q;        // (width, lanes)
-  T* attended[2];    // (width, lanes) of self- and cross-attention
-  T* norms[2];       // (2 heads, lanes), or null; see attention.h
-  T* before_gelu;    // (rows, hidden_stride), or null
-};
-
-// Where the kept part of a group's tapes lies: for each step and layer h[0], qkv, Q and the attended of both attentions
-// and their norms; then, for each step, the last h[3].
-template <class T>
-struct KeptLayout {
-  Index rows_size, qkv_size, lines_size, norms_size, layer_size, step_size;
-
-  template <class Memory>
-  KeptLayout(const DenoiserView<T>& denoiser, const Group& group, const Memory& m) {
-    constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
-    rows_size = round_up(group.rows * m.stride, kLine);
-    qkv_size = round_up(group.rows * m.qkv_stride + kLanes<T>, kLine);
-    lines_size = round_up(round_up(denoiser.width, 8) * m.lanes, kLine);
-    norms_size = round_up(2 * denoiser.heads * m.lanes + kLanes<T>, kLine);
-    layer_size = rows_size + qkv_size + 3 * lines_size + 2 * norms_size;
-    step_size = denoiser.layers * layer_size + rows_size + kLine;
-  }
-
-  // The tape of a layer; `scratch` gives what is not kept.
-  Tape<T> tape(T* step, Index layer, const Tape<T>& scratch) const {
-    Tape<T> result = scratch;
-    T* place = step + layer * layer_size;
-    const auto take = [&](Index size) {
-      T* const taken = place;
-      place += size;
-      return taken;
-    };
-    result.h[0] = take(rows_size);
-    result.qkv = take(qkv_size);
-    result.cross_q = take(lines_size);
-    for (int i = 0; i < 2; ++i) {
-      result.attended[i] = take(lines_size);
-      result.norms[i] = take(norms_size);
-    }
-    result.h[3] = place;  // the next layer's h[0], or the last place of the step
-    return result;
-  }
-};
-
-// The team's memory: one array for each purpose, rows of all members.
-template <class T>
-struct Memory {
-  Index stride;         // of width-wide rows
-  Index qkv_stride;
-  Index hidden_stride;
-  Index channel_stride;
-  Index lanes;          // of q_lines and attended
-  T* x_t;               // (rows, channel_stride)
-  T* h;                 // (rows, stride) the residual stream
-  T* normal;            // (rows, stride) modulated LayerNorm
-  T* qkv[2];            // (rows, qkv_stride)
-  T* q;                 // (rows, stride) of cross-attention: qkv may still be read by others then
-  T* hidden;            // (rows, hidden_stride)
-  T* output;            // (rows, out stride) prediction and v
-  Index output_stride;
-  T* cross_largest;     // (L, members, width)
-  T* q_lines;           // (width, lanes) of this thread
-  T* attended;          // (width, lanes) of this thread
-  T* self_largest;      // (width) of this thread
-  float* noise;         // of this thread
-};
-
-template <class T>
-Index carve(const DenoiserView<T>& denoiser, const Group& group, int team_size, int index, T* memory, Memory<T>& m) {
-  constexpr Index N = kLanes<T>;
-  const Index rows = group.rows + kRowSlack;
-  const Index width = round_up(denoiser.width, 8);
-  const Index hidden = denoiser.blocks[0].fc1.columns;
-  m.stride = round_up(denoiser.width, N);
-  m.qkv_stride = round_up(3 * denoiser.width, N);
-  m.hidden_stride = round_up(hidden, N);
-  m.channel_stride = round_up(denoiser.channels, N);
-  m.output_stride = 2 * m.channel_stride;
-  m.lanes = round_up(group.rows, 8) + N;
-  if (m.lanes % 64 == 0) m.lanes += N;  // lines that all fall into the same cache sets would evict each other
-  Index used = 0;
-  const auto take = [&](Index count) {
-    T* const place = memory + used;
-    used += round_up(count, 64 / static_cast<Index>(sizeof(T)));
-    return place;
-  };
-  m.x_t = take(rows * m.channel_stride);
-  m.h = take(rows * m.stride);
-  m.normal = take(rows * m.stride);
-  m.qkv[0] = take(rows * m.qkv_stride + N);
-  m.qkv[1] = take(rows * m.qkv_stride + N);
-  m.q = take(rows * m.stride);
-  m.hidden = take(rows * m.hidden_stride);
-  m.output = take(rows * m.output_stride + N);
-  m.cross_largest = take(denoiser.layers * group.member_count * denoiser.width);
-  for (int member = 0; member < team_size; ++member) {
-    T* const q_lines = take(width * m.lanes);
-    T* const attended = take(width * m.lanes);
-    T* const self_largest = take(width + N);
-    T* const noise = take(group.rows * denoiser.channels + 8 + N);
-    if (member != index) continue;
-    m.q_lines = q_lines;
-    m.attended = attended;
-    m.self_largest = self_largest;
-    m.noise = reinterpret_cast<float*>(noise);
-  }
-  return used;
-}
-
-template <class T>
-Index workspace(const DenoiserView<T>& denoiser, const Group& group, int team_size) {
-  Memory<T> unused;
-  return carve<T>(denoiser, group, team_size, 0, nullptr, unused);
-}
 
 struct OwnRows {
   Index first, last;
@@ -154,6 +33,15 @@ RH_INLINE void for_own_members(const Group& group, const OwnRows& own, const Vis
     if (first < last) visit(i, first, last);
   }
 }
+
+// The tables of shift, scale and gate that a group reads: one for all samples, or one for each.
+template <class T>
+struct Modulation {
+  const T* rows;        // (..., stride) from the first sample's on
+  Index sample_stride;  // 0 for one table
+
+  Modulation from(Index offset) const { return {rows + offset, sample_stride}; }
+};
 
 // One step of all layers for the own rows of h; `meetings` counts the blocks so far, for the choice of the copy.
 template <class T>
@@ -184,9 +72,40 @@ struct Network {
     team.meet(team.barrier);
   }
 
-  void normalise(T* h, const T* shift, const T* scale) const {
-    modulated_layer_norm(rows_of(h, m.stride), own.count(), denoiser.width, m.stride, shift, scale,
-                         rows_of(m.normal, m.stride));
+  Modulation<T> modulation_of(const T* tables, Index rows, bool per_sample) const {
+    return {tables, per_sample ? rows * m.stride : 0};
+  }
+
+  // Calls visit(first, last, offset) for own rows that read the same table, `offset` from that of the first sample.
+  template <class Visit>
+  void for_tables(Index sample_stride, const Visit& visit) const {
+    if (sample_stride == 0) return visit(own.first, own.last, Index{0});
+    for_own_members(group, own, [&](Index i, Index first, Index last) {
+      visit(first, last, group.members[i].sample * sample_stride);
+    });
+  }
+
+  // What gates read, see AddGated.
+  void place_gates(Index sample_stride) const {
+    for_tables(sample_stride, [&](Index first, Index last, Index offset) {
+      for (Index row = first; row < last; ++row) m.gate_offset[row] = offset;
+    });
+  }
+
+  // m.normal from h, with the two rows that `modulation` starts with; `statistics` as of modulated_layer_norm.
+  void normalise(const T* h, const Modulation<T>& modulation, T* statistics = nullptr) const {
+    for_tables(modulation.sample_stride, [&](Index first, Index last, Index offset) {
+      const T* const shift = modulation.rows + offset;
+      modulated_layer_norm(h + first * m.stride, last - first, denoiser.width, m.stride, shift, shift + m.stride,
+                           m.normal + first * m.stride, statistics == nullptr ? nullptr : statistics + 2 * first);
+    });
+  }
+
+  // The epilogue of a part: h[part + 1] = h[part] + gate * branch.
+  AddGated<T> add(const Tape<T>& tape, int part, const Modulation<T>& gate) const {
+    T* const branch = tape.branch[part] == nullptr ? nullptr : rows_of(tape.branch[part], m.stride);
+    return {rows_of(tape.h[part], m.stride), rows_of(tape.h[part + 1], m.stride), branch, m.stride, gate.rows,
+            m.gate_offset + own.first};
   }
 
   template <class Epilogue>
@@ -221,16 +140,13 @@ struct Network {
     return {keys, values, denoiser.width, member.keys, member.key_count, largest};
   }
 
-  // h[3] = the block of h[0].
-  void block(Index layer, const T* modulation, const Tape<T>& tape) {
+  // h[3] = the block of h[0]; place_gates comes first.
+  void block(Index layer, const Modulation<T>& modulation, const Tape<T>& tape) {
     const BlockView<T>& w = denoiser.blocks[layer];
     T* const own_qkv = rows_of(tape.qkv, m.qkv_stride);
-    const auto row = [&](int i) { return modulation + i * m.stride; };
-    const auto add = [&](int part, const T* gate) {
-      return AddGated<T>{rows_of(tape.h[part], m.stride), rows_of(tape.h[part + 1], m.stride), m.stride, gate};
-    };
+    const auto row = [&](int i) { return modulation.from(i * m.stride); };
 
-    normalise(tape.h[0], row(0), row(1));
+    normalise(tape.h[0], row(0));
     project(w.qkv, Store<T>{own_qkv, m.qkv_stride});
     team.meet(team.barrier);
     transpose(own_qkv, m.qkv_stride, own.count(), denoiser.width, m.q_lines, m.lanes);
@@ -239,50 +155,51 @@ struct Network {
       largest_magnitudes(kv.keys, kv.stride, kv.index, kv.count, denoiser.width, m.self_largest);
       attend(first, last, kv, m.q_lines, tape.attended[0], tape.norms[0]);
     });
-    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(0, row(2)));
+    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(tape, 0, row(2)));
 
-    normalise(tape.h[1], row(3), row(4));
+    normalise(tape.h[1], row(3));
     project(w.q, Store<T>{rows_of(m.q, m.stride), m.stride});
     transpose(rows_of(m.q, m.stride), m.stride, own.count(), denoiser.width, tape.cross_q, m.lanes);
     for_own_members(group, own, [&](Index i, Index first, Index last) {
       attend(first, last, cross_keys(layer, i), tape.cross_q, tape.attended[1], tape.norms[1]);
     });
-    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(1, row(5)));
+    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(tape, 1, row(5)));
 
-    normalise(tape.h[2], row(6), row(7));
+    normalise(tape.h[2], row(6));
     project(w.fc1, StoreGelu<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride, tape.before_gelu});
-    product(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, own.count(), w.fc2, add(2, row(8)));
+    product(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, own.count(), w.fc2,
+            add(tape, 2, row(8)));
   }
 
-  // What a tape that keeps h[0], qkv, Q and the attended of a block leaves out: h[1], h[2] and before_gelu, in three
-  // products, without any attention.
-  void complete(Index layer, const T* modulation, const Tape<T>& tape) const {
+  // What a tape that keeps h[0], qkv, Q, the attended and the last branch of a block leaves out, in three products,
+  // without any attention.
+  void complete(Index layer, const Modulation<T>& modulation, const Tape<T>& tape) const {
     const BlockView<T>& w = denoiser.blocks[layer];
-    const auto row = [&](int i) { return modulation + i * m.stride; };
-    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out,
-            AddGated<T>{tape.h[0], tape.h[1], m.stride, row(2)});
-    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out,
-            AddGated<T>{tape.h[1], tape.h[2], m.stride, row(5)});
-    normalise(tape.h[2], row(6), row(7));
+    const auto row = [&](int i) { return modulation.from(i * m.stride); };
+    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(tape, 0, row(2)));
+    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(tape, 1, row(5)));
+    normalise(tape.h[2], row(6));
     project(w.fc1, Store<T>{tape.before_gelu, m.hidden_stride});
   }
 
   // m.output from the last block's result.
-  void finish(T* h, const T* final_modulation) const {
-    normalise(h, final_modulation, final_modulation + m.stride);
+  void finish(const T* h, const Modulation<T>& final_modulation) const {
+    normalise(h, final_modulation);
     project(denoiser.out, Store<T>{rows_of(m.output, m.output_stride), m.output_stride});
   }
 
   // m.output from m.x_t, with the step's modulation, (L, 9, stride) and (2, stride). `tape_of(layer)` gives the arrays
   // of a block; what its h[3] is, the next one's h[0] must be.
   template <class TapeOf>
-  void predict(const T* position, const T* block_modulation, const T* final_modulation, const TapeOf& tape_of) {
+  void predict(const T* position, const Modulation<T>& block_modulation, const Modulation<T>& final_modulation,
+               const TapeOf& tape_of) {
     Tape<T> tape = tape_of(Index{0});
     product(RowMajor<T>{rows_of(m.x_t, m.channel_stride), m.channel_stride}, own.count(), denoiser.in,
             StoreWithPosition<T>{rows_of(tape.h[0], m.stride), m.stride, position, m.stride, group.token + own.first});
+    place_gates(block_modulation.sample_stride);
     for (Index layer = 0; layer < denoiser.layers; ++layer) {
       if (layer > 0) tape = tape_of(layer);
-      block(layer, block_modulation + layer * 9 * m.stride, tape);
+      block(layer, block_modulation.from(layer * 9 * m.stride), tape);
     }
     finish(tape.h[3], final_modulation);
   }
@@ -291,7 +208,7 @@ struct Network {
   // enough, since nobody can be two blocks ahead.
   Tape<T> overwritten() {
     T* const h = m.h;
-    return {{h, h, h, h}, m.qkv[meetings++ % 2], m.q_lines, {m.attended, m.attended}, {nullptr, nullptr}, nullptr};
+    return {{h, h, h, h}, m.qkv[meetings++ % 2], m.q_lines, {m.attended, m.attended}, {}, nullptr, {}};
   }
 
   // Own rows from an array (B, tokens, columns) to rows `stride` apart, padded with 0, and back.
@@ -321,11 +238,10 @@ Index denoiser(const DenoiserCall<T>& call, const Group& group, const Team& team
   Memory<T> m;
   carve(call.denoiser, group, team.size, team.index, memory, m);
   Network<T> net{call.denoiser, call.condition, group, team, m, OwnRows(group, team)};
-  const Index table = call.per_sample ? group.members[0].sample : 0;
   net.prepare_condition();
   net.read(call.x, call.tokens, call.denoiser.channels, m.x_t, m.channel_stride);
-  net.predict(call.position, call.block_modulation + table * call.denoiser.layers * 9 * m.stride,
-              call.final_modulation + table * 2 * m.stride, [&](Index) { return net.overwritten(); });
+  net.predict(call.position, net.modulation_of(call.block_modulation, 9 * call.denoiser.layers, call.per_sample),
+              net.modulation_of(call.final_modulation, 2, call.per_sample), [&](Index) { return net.overwritten(); });
   net.write(m.output, m.output_stride, call.tokens, 2 * call.denoiser.channels, call.out);
   return net.hits;
 }
@@ -335,10 +251,11 @@ Index denoiser_block(const BlockCall<T>& call, const Group& group, const Team& t
   Memory<T> m;
   carve(call.denoiser, group, team.size, team.index, memory, m);
   Network<T> net{call.denoiser, call.condition, group, team, m, OwnRows(group, team)};
-  const Index table = call.per_sample ? group.members[0].sample : 0;
+  const Modulation<T> modulation = net.modulation_of(call.modulation, 9, call.per_sample);
   net.prepare_condition();
   net.read(call.x, call.tokens, call.denoiser.width, m.h, m.stride);
-  net.block(0, call.modulation + table * 9 * m.stride, net.overwritten());
+  net.place_gates(modulation.sample_stride);
+  net.block(0, modulation, net.overwritten());
   net.write(m.h, m.stride, call.tokens, call.denoiser.width, call.out);
   return net.hits;
 }

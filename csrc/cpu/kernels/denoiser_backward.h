@@ -35,6 +35,7 @@ Index carve_backward(const DenoiserView<T>& denoiser, const Group& group, T* mem
       tape.norms[i] = take(2 * denoiser.heads * m.lanes + N);
     }
     tape.before_gelu = take(rows * m.hidden_stride);
+    for (T*& branch : tape.branch) branch = take(rows * m.stride);
     if (memory != nullptr) tapes[layer] = tape;
   }
   Index keys = 0, longest = 0;
@@ -93,17 +94,16 @@ Index denoiser_backward(const DenoiserBackwardCall<T>& call, const DenoiserGradi
   const DenoiserCall<T>& forward = call.forward;
   BackwardWorkspace<T> space(forward.denoiser, forward.condition, group, memory);
   const Backward<T> back{space.net, call.transposed, gradient, space.b, call.condition_gradient};
-  const Index table = forward.per_sample ? group.members[0].sample : 0;
-  const Index blocks = table * forward.denoiser.layers * 9 * space.m.stride, last = table * 2 * space.m.stride;
   const Index channels = forward.denoiser.channels;
+  const Modulation<T> blocks =
+      space.net.modulation_of(forward.block_modulation, 9 * forward.denoiser.layers, forward.per_sample);
+  const Modulation<T> last = space.net.modulation_of(forward.final_modulation, 2, forward.per_sample);
   space.net.prepare_condition();
   space.net.read(forward.x, forward.tokens, channels, space.m.x_t, space.m.channel_stride);
-  space.net.predict(forward.position, forward.block_modulation + blocks, forward.final_modulation + last,
-                    space.tape_of());
+  space.net.predict(forward.position, blocks, last, space.tape_of());
   space.net.read(call.out_gradient, forward.tokens, 2 * channels, space.b.doutput, space.m.output_stride);
   for (Index i = 0; i < group.rows * space.m.channel_stride; ++i) space.b.dx[i] = T(0);
-  back.network(space.last_h(), forward.block_modulation + blocks, forward.final_modulation + last,
-               gradient.block_modulation + blocks, gradient.final_modulation + last, space.tape_of());
+  back.network(space.last_h(), blocks, last, gradient.block_modulation, gradient.final_modulation, space.tape_of());
   space.net.write(space.b.dx, space.m.channel_stride, forward.tokens, channels, call.x_gradient);
   return space.net.hits;
 }
@@ -114,13 +114,14 @@ Index denoiser_block_backward(const BlockBackwardCall<T>& call, const DenoiserGr
   const BlockCall<T>& forward = call.forward;
   BackwardWorkspace<T> space(forward.denoiser, forward.condition, group, memory);
   const Backward<T> back{space.net, call.transposed, gradient, space.b, call.condition_gradient};
-  const Index row = forward.per_sample ? group.members[0].sample * 9 * space.m.stride : 0;
+  const Modulation<T> modulation = space.net.modulation_of(forward.modulation, 9, forward.per_sample);
   const Index width = forward.denoiser.width;
   space.net.prepare_condition();
+  space.net.place_gates(modulation.sample_stride);
   space.net.read(forward.x, forward.tokens, width, space.tapes[0].h[0], space.m.stride);
-  space.net.block(0, forward.modulation + row, space.tapes[0]);
+  space.net.block(0, modulation, space.tapes[0]);
   space.net.read(call.out_gradient, forward.tokens, width, space.b.dh, space.m.stride);
-  back.block(0, forward.modulation + row, gradient.block_modulation + row, space.tapes[0]);
+  back.block(0, modulation, gradient.block_modulation, space.tapes[0]);
   space.net.write(space.b.dh, space.m.stride, forward.tokens, width, call.x_gradient);
   return space.net.hits;
 }

@@ -28,10 +28,18 @@ struct ChannelMajor {
   RH_INLINE ChannelMajor from(Index row) const { return {data + row, stride}; }
 };
 
-// `panel` has lines `panel_stride` apart, one for each k; `bias` may be null for 0.
+// `panel` has lines `panel_stride` apart, one for each k; `bias` may be null for 0. An epilogue that adds to far memory
+// has prefetch(row, column).
 template <int Rows, int Vectors, int N, class T, class Left, class Epilogue>
 RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, Index depth, Index row, Index column,
                     const Epilogue& epilogue) {
+  if constexpr (requires { epilogue.prefetch(row, column); }) {
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) epilogue.prefetch(row + r, column + v * N);
+    }
+  }
   Vector<T, N> sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -144,17 +152,21 @@ struct StoreGelu {
   }
 };
 
-// out = before + gate * value; `before` may be out.
+// out = before + gate * value; `before` may be out. The value itself too where `branch` is not null.
 template <class T>
 struct AddGated {
   const T* before;
   T* out;
+  T* branch;
   Index stride;
   const T* gate;
+  const Index* gate_offset;  // (rows)
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
     const Index place = row * stride + column;
     constexpr int N = kLanes<T>;
-    store<T, N>(out + place, multiply_add<T, N>(load<T, N>(gate + column), value, load<T, N>(before + place)));
+    const Vector<T, N> factor = load<T, N>(gate + gate_offset[row] + column);
+    if (branch != nullptr) store<T, N>(branch + place, value);
+    store<T, N>(out + place, multiply_add<T, N>(factor, value, load<T, N>(before + place)));
   }
 };
 

@@ -12,10 +12,12 @@ struct LoopState {
   Network<T>& net;
   const LoopCall<T>& call;
 
-  const T* modulation_of(Index step) const {
-    return call.block_modulation + (step - 1) * net.denoiser.layers * 9 * net.m.stride;
+  Modulation<T> modulation_of(Index step) const {
+    return {call.block_modulation + (step - 1) * net.denoiser.layers * 9 * net.m.stride, 0};
   }
-  const T* final_modulation_of(Index step) const { return call.final_modulation + (step - 1) * 2 * net.m.stride; }
+  Modulation<T> final_modulation_of(Index step) const {
+    return {call.final_modulation + (step - 1) * 2 * net.m.stride, 0};
+  }
   Index state_size() const { return call.condition.batch * call.tokens * net.denoiser.channels; }
 
   void read(const T* array, T* rows) const {

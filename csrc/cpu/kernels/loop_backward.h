@@ -61,11 +61,11 @@ Index reverse_loop_backward(const BackwardCall<T>& call, const DenoiserGradient<
   const Backward<T> back{space.net, call.transposed, gradient, space.b, call.condition_gradient};
   const Index stride = space.m.stride;
   space.net.prepare_condition();
+  space.net.place_gates(0);
   state.read(call.out_gradient, space.b.dx);
   const KeptLayout<T> layout(forward.denoiser, group, space.m);
   for (Index step = 1; step <= forward.steps; ++step) {
-    const T* const modulation = state.modulation_of(step);
-    const T* const final_modulation = state.final_modulation_of(step);
+    const Modulation<T> modulation = state.modulation_of(step), final_modulation = state.final_modulation_of(step);
     const auto through = [&](const T* h, const auto& tape_of) {
       update.step(step);
       back.network(h, modulation, final_modulation,
@@ -79,7 +79,7 @@ Index reverse_loop_backward(const BackwardCall<T>& call, const DenoiserGradient<
       space.net.finish(h, final_modulation);
       through(h, [&](Index layer) {
         const Tape<T> tape = layout.tape(kept, layer, space.tapes[0]);
-        space.net.complete(layer, modulation + layer * 9 * stride, tape);
+        space.net.complete(layer, modulation.from(layer * 9 * stride), tape);
         return tape;
       });
     } else {
