@@ -14,12 +14,19 @@ constexpr std::uint32_t kStepStream = 1;  // Stream.STEP of rohydr_fast/ops/phil
 
 void count_range_hits(std::int64_t hits);
 
-// Memory of the teams of the calling thread's runs, kept for the next call.
+enum class Purpose { kTeam, kGradient };
+
+// Memory number so and so of the calling thread's runs, kept for the next call.
+inline Arena& kept_arena(Purpose purpose, int number) {
+  thread_local std::vector<std::unique_ptr<Arena>> all[2];
+  std::vector<std::unique_ptr<Arena>>& arenas = all[static_cast<int>(purpose)];
+  while (arenas.size() <= static_cast<std::size_t>(number)) arenas.push_back(std::make_unique<Arena>());
+  return *arenas[static_cast<std::size_t>(number)];
+}
+
 template <class T>
 T* team_memory(int number, std::int64_t count) {
-  thread_local std::vector<std::unique_ptr<Arena>> arenas;
-  while (arenas.size() <= static_cast<std::size_t>(number)) arenas.push_back(std::make_unique<Arena>());
-  Arena& arena = *arenas[static_cast<std::size_t>(number)];
+  Arena& arena = kept_arena(Purpose::kTeam, number);
   return static_cast<T*>(arena.reserve(static_cast<std::size_t>(count) * sizeof(T)));
 }
 
