@@ -30,11 +30,11 @@ class SpyCore:
         if name not in FUSED:
             return found
 
-        def call(*args):
+        def call(*args, **options):
             chains = args[0] if name.startswith("reverse_loop") else []
-            tapes = sum(chain[-1] is not None for chain in chains)
+            tapes = sum(chain[-1] is not None for chain in chains) + (options.get("tape") is not None)
             self.calls.append(Call(name, len(chains) or 1, args[-1], tapes))
-            return found(*args)
+            return found(*args, **options)
 
         return call
 

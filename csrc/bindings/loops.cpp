@@ -69,7 +69,7 @@ ReverseLoopRequest<T> forward_request(const PackedObject& object, const py::tupl
         writeable<T>(op, chain[13], prefix + "states", {r.kept_steps, samples, tokens, channels}));
   }
   if (!chain[14].is_none()) {
-    const std::int64_t size = kept_elements(*r.weights, r.batch, r.kept_steps, isa);
+    const std::int64_t size = kept_elements<T>(r.weights->shape(), r.batch, r.kept_steps, isa);
     r.kept = writeable_pointer<T>(writeable<T>(op, chain[14], prefix + "tape", {size}));
   }
   return r;
@@ -99,7 +99,7 @@ ReverseLoopBackwardRequest<T> backward_request(const PackedObject& object, const
   r.weight_gradients = weight_gradients<T>(op, object, chain[17], name("weight_gradients"));
   r.forward.kept_steps = steps;
   if (!chain[18].is_none()) {
-    const std::int64_t size = kept_elements(*r.forward.weights, r.forward.batch, steps, isa);
+    const std::int64_t size = kept_elements<T>(r.forward.weights->shape(), r.forward.batch, steps, isa);
     r.forward.kept = const_cast<T*>(pointer<T>(array<T>(op, chain[18], name("tape"), {size})));  // only read
   }
   return r;
@@ -153,8 +153,8 @@ std::int64_t reverse_loop_tape_size(const py::object& packed, const py::object& 
   batch.token_mask = mask(op, token_mask, "token_mask", batch.samples, batch.tokens);
   const std::int64_t count = size(steps, "steps");
   const Isa isa = selected_isa();
-  return object.is_double() ? kept_elements(*object.get<double>(), batch, count, isa)
-                            : kept_elements(*object.get<float>(), batch, count, isa);
+  return object.is_double() ? kept_elements<double>(object.shape(), batch, count, isa)
+                            : kept_elements<float>(object.shape(), batch, count, isa);
 }
 
 void reverse_loop_backward(const py::object& chains, const py::object& threads) {

@@ -62,26 +62,32 @@ DenoiserRequest<T> denoiser_request(const char* op, const PackedObject& object, 
 }
 
 template <class T>
+std::int64_t tape_size(const DenoiserRequest<T>& r, Isa isa) {
+  return kept_elements<T>(r.weights->shape(), r.batch, 1, isa);
+}
+
+template <class T>
 void denoiser_of(const PackedObject& object, const py::object& x, const py::object& position, const py::object& blocks,
                  const py::object& last, const py::object& cond_kv, const py::object& token_mask,
-                 const py::object& key_mask, const py::object& out, int threads) {
+                 const py::object& key_mask, const py::object& out, int threads, const py::object& tape) {
   constexpr const char* op = "denoiser";
   DenoiserRequest<T> r = denoiser_request<T>(op, object, x, position, blocks, last, cond_kv, token_mask, key_mask);
   r.out = target<T>(op, out, "out", {r.batch.samples, r.batch.tokens, 2 * object.shape().channels});
   const Isa isa = selected_isa();
+  if (!tape.is_none()) r.kept = target<T>(op, tape, "tape", {tape_size(r, isa)});
   const ReleasedGil released;
   run_denoiser(r, isa, threads);
 }
 
 void denoiser(const py::object& packed, const py::object& x, const py::object& position, const py::object& blocks,
               const py::object& last, const py::object& cond_kv, const py::object& token_mask,
-              const py::object& key_mask, const py::object& out, const py::object& threads) {
+              const py::object& key_mask, const py::object& out, const py::object& threads, const py::object& tape) {
   const PackedObject& object = *packed_of("denoiser", packed, "packed", true);
   const int count = thread_count("denoiser", threads);
   if (object.is_double()) {
-    denoiser_of<double>(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out, count);
+    denoiser_of<double>(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out, count, tape);
   } else {
-    denoiser_of<float>(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out, count);
+    denoiser_of<float>(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out, count, tape);
   }
 }
 
@@ -91,7 +97,7 @@ void denoiser_backward_of(const PackedObject& object, const py::object& x, const
                           const py::object& token_mask, const py::object& key_mask, const py::object& out_gradient,
                           const py::object& x_gradient, const py::object& blocks_gradient,
                           const py::object& last_gradient, const py::object& cond_gradient,
-                          const py::object& gradients, int threads) {
+                          const py::object& gradients, int threads, const py::object& tape) {
   constexpr const char* op = "denoiser_backward";
   const auto [layers, channels, width, heads, hidden] = object.shape();
   DenoiserBackwardRequest<T> r{};
@@ -106,6 +112,10 @@ void denoiser_backward_of(const PackedObject& object, const py::object& x, const
   r.condition_gradient = target<T>(op, cond_gradient, "cond_kv_gradient", {layers, 2, samples, keys, width});
   r.weight_gradients = weight_gradients<T>(op, object, gradients, "weight_gradients");
   const Isa isa = selected_isa();
+  if (!tape.is_none()) {
+    const py::array kept = array<T>(op, tape, "tape", {tape_size(r.forward, isa)});
+    r.forward.kept = const_cast<T*>(pointer<T>(kept));  // only read on the way back
+  }
   const ReleasedGil released;
   run_denoiser_backward(r, isa, threads);
 }
@@ -115,12 +125,12 @@ void denoiser_backward(const py::object& packed, const py::object& x, const py::
                        const py::object& token_mask, const py::object& key_mask, const py::object& out_gradient,
                        const py::object& x_gradient, const py::object& blocks_gradient,
                        const py::object& last_gradient, const py::object& cond_gradient, const py::object& gradients,
-                       const py::object& threads) {
+                       const py::object& threads, const py::object& tape) {
   const PackedObject& object = *packed_of("denoiser_backward", packed, "packed", true);
   const int count = thread_count("denoiser_backward", threads);
   const auto run = [&](auto function) {
     function(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out_gradient, x_gradient,
-             blocks_gradient, last_gradient, cond_gradient, gradients, count);
+             blocks_gradient, last_gradient, cond_gradient, gradients, count, tape);
   };
   object.is_double() ? run(&denoiser_backward_of<double>) : run(&denoiser_backward_of<float>);
 }
@@ -239,12 +249,13 @@ void cross_attention(const py::object& q, const py::object& k, const py::object&
 void bind_networks(py::module_& m) {
   m.def("denoiser", &denoiser, py::arg("packed"), py::arg("x"), py::arg("position"), py::arg("modulation_blocks"),
         py::arg("modulation_final"), py::arg("cond_kv"), py::arg("token_mask"), py::arg("key_mask"), py::arg("out"),
-        py::arg("threads"), "The network of Eq. 2 once.");
+        py::arg("threads"), py::arg("tape") = py::none(),
+        "The network of Eq. 2 once. A tape of `reverse_loop_tape_size` for one step is written for the way back.");
   m.def("denoiser_backward", &denoiser_backward, py::arg("packed"), py::arg("x"), py::arg("position"),
         py::arg("modulation_blocks"), py::arg("modulation_final"), py::arg("cond_kv"), py::arg("token_mask"),
         py::arg("key_mask"), py::arg("out_gradient"), py::arg("x_gradient"), py::arg("modulation_blocks_gradient"),
         py::arg("modulation_final_gradient"), py::arg("cond_kv_gradient"), py::arg("weight_gradients"),
-        py::arg("threads"), "Its gradients.");
+        py::arg("threads"), py::arg("tape") = py::none(), "Its gradients.");
   m.def("denoiser_block", &denoiser_block, py::arg("packed"), py::arg("x"), py::arg("modulation"), py::arg("cond_kv"),
         py::arg("token_mask"), py::arg("key_mask"), py::arg("out"), py::arg("threads"), "One block of the denoiser.");
   m.def("denoiser_block_backward", &denoiser_block_backward, py::arg("packed"), py::arg("x"), py::arg("modulation"),

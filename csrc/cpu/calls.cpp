@@ -45,10 +45,12 @@ std::int64_t softmax_range_hits() { return range_hits.load(); }
 void count_range_hits(std::int64_t hits) { range_hits += hits; }
 
 template <class T>
-std::int64_t kept_elements(PackedWeights<T>& weights, const Batch& batch, std::int64_t steps, Isa isa) {
-  const Kernels<T>& kernels = kernels_of<T>(isa);
-  Grouping grouping(batch, backward_rows(weights.shape(), batch), false);
-  return place_kept(kernels, weights.current(kernels)->view, steps, grouping);
+std::int64_t kept_elements(const DenoiserShape& shape, const Batch& batch, std::int64_t steps, Isa isa) {
+  BlockView<T> block{};  // sizes alone: nothing needs to be packed for them
+  block.fc1.columns = shape.hidden;
+  const DenoiserView<T> view{{}, {}, &block, shape.layers, shape.channels, shape.width, shape.heads};
+  Grouping grouping(batch, backward_rows(shape, batch), false);
+  return place_kept(kernels_of<T>(isa), view, steps, grouping);
 }
 
 template <class T>
@@ -90,15 +92,15 @@ void run_reverse_loops(const std::vector<ReverseLoopRequest<T>>& requests, Isa i
       });
 }
 
-// Runs `run(group, team, memory)` for every group.
+// Runs `run(group, team, memory)` for every group, by teams of at most `largest_team`.
 template <class T, class Run>
 void run_groups(const DenoiserShape& shape, const DenoiserView<T>& denoiser, const Grouping& grouping,
-                const Kernels<T>& kernels, int threads, const Run& run) {
+                const Kernels<T>& kernels, int threads, int largest_team, const Run& run) {
   std::vector<Task> tasks;
   for (const Group& group : grouping.groups()) tasks.push_back({&group, 0, group_cost(shape, group)});
   std::vector<T*> memory;
   run_tasks(
-      tasks, threads, threads,
+      tasks, threads, largest_team,
       [&](int teams, int size) {
         memory = reserve_teams<T>(
             tasks, teams, [&](const Task& task) { return kernels.workspace(denoiser, *task.group, size); });
@@ -113,8 +115,10 @@ void run_denoiser(const DenoiserRequest<T>& r, Isa isa, int threads) {
   const Kernels<T>& kernels = kernels_of<T>(isa);
   const DenoiserShape& shape = r.weights->shape();
   if (r.batch.token_mask != nullptr) std::fill_n(r.out, r.batch.samples * r.batch.tokens * 2 * shape.channels, T(0));
-  const PreparedDenoiser<T> prepared(r, kernels, group_rows(count_rows(r.batch), threads));
-  run_groups(shape, prepared.call.denoiser, prepared.grouping, kernels, threads,
+  const bool keeps = r.kept != nullptr;
+  const std::int64_t rows = keeps ? backward_rows(shape, r.batch) : group_rows(count_rows(r.batch), threads);
+  const PreparedDenoiser<T> prepared(r, kernels, rows);
+  run_groups(shape, prepared.call.denoiser, prepared.grouping, kernels, threads, keeps ? 1 : threads,
              [&](const Group& group, const Team& team, T* memory) {
                return kernels.denoiser(prepared.call, group, team, memory);
              });
@@ -126,7 +130,7 @@ void run_denoiser_block(const DenoiserBlockRequest<T>& r, Isa isa, int threads) 
   const DenoiserShape& shape = r.weights->shape();
   if (r.batch.token_mask != nullptr) std::fill_n(r.out, r.batch.samples * r.batch.tokens * shape.width, T(0));
   const PreparedBlock<T> prepared(r, kernels, group_rows(count_rows(r.batch), threads));
-  run_groups(shape, prepared.call.denoiser, prepared.grouping, kernels, threads,
+  run_groups(shape, prepared.call.denoiser, prepared.grouping, kernels, threads, threads,
              [&](const Group& group, const Team& team, T* memory) {
                return kernels.denoiser_block(prepared.call, group, team, memory);
              });
@@ -157,8 +161,8 @@ void run_cross_attention(const CrossAttentionRequest<T>& r, Isa isa, int threads
       });
 }
 
-template std::int64_t kept_elements<float>(PackedWeights<float>&, const Batch&, std::int64_t, Isa);
-template std::int64_t kept_elements<double>(PackedWeights<double>&, const Batch&, std::int64_t, Isa);
+template std::int64_t kept_elements<float>(const DenoiserShape&, const Batch&, std::int64_t, Isa);
+template std::int64_t kept_elements<double>(const DenoiserShape&, const Batch&, std::int64_t, Isa);
 template void run_reverse_loops<float>(const std::vector<ReverseLoopRequest<float>>&, Isa, int);
 template void run_reverse_loops<double>(const std::vector<ReverseLoopRequest<double>>&, Isa, int);
 template void run_denoiser<float>(const DenoiserRequest<float>&, Isa, int);

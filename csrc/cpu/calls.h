@@ -79,11 +79,12 @@ struct DenoiserRequest {
   std::int64_t modulations;   // M: 1 or B
   const T* cond_kv;           // (L, 2, B, S, W)
   T* out;                     // (B, T, 2C), zeros at tokens that the mask leaves out
+  T* kept;                    // kept_elements() of one step, for the way back, or null
 };
 
 template <class T>
 struct DenoiserBackwardRequest {
-  DenoiserRequest<T> forward;  // out is not used
+  DenoiserRequest<T> forward;  // out is not used; kept is read
   const T* out_gradient;       // (B, T, 2C)
   T* x_gradient;               // (B, T, C)
   T* block_modulation_gradient;
@@ -123,9 +124,9 @@ struct CrossAttentionRequest {
   T* out;      // (B, T, W)
 };
 
-// The room that `kept` of a request needs; so much depends on the masks.
+// The room that `kept` of a request needs; so much depends on the token mask.
 template <class T>
-std::int64_t kept_elements(PackedWeights<T>& weights, const Batch& batch, std::int64_t steps, Isa isa);
+std::int64_t kept_elements(const DenoiserShape& shape, const Batch& batch, std::int64_t steps, Isa isa);
 
 template <class T>
 void run_reverse_loops(const std::vector<ReverseLoopRequest<T>>& requests, Isa isa, int threads);

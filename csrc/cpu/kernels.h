@@ -140,11 +140,12 @@ struct DenoiserCall {
   const T* final_modulation;  // (M, 2, stride)
   bool per_sample;            // M is B
   std::int64_t tokens;
+  T* kept;  // activations for the way back, see `Kernels::kept_size`, or null; teams of one then
 };
 
 template <class T>
 struct DenoiserBackwardCall {
-  DenoiserCall<T> forward;  // out is not read
+  DenoiserCall<T> forward;  // out is not read; where nothing was kept, activations are computed again
   TransposedView<T> transposed;
   const T* out_gradient;  // (B, T, 2C)
   T* x_gradient;          // (B, T, C)

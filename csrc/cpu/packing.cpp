@@ -188,12 +188,15 @@ template <class T>
 std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>& kernels, bool transposed) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const bool same_layout = lanes_ == kernels.lanes && tile_vectors_ == kernels.tile_vectors;
-  if (packed_ && same_layout && unchanged() && (!transposed || packed_->transposed.blocks != nullptr)) return packed_;
-  packed_.reset();
-  copy_.clear();
-  for (const WeightArray& array : arrays_) {
-    const char* const bytes = static_cast<const char*>(array.data);
-    copy_.insert(copy_.end(), bytes, bytes + array.bytes());
+  const bool current = packed_ && same_layout && unchanged();
+  if (current && (!transposed || packed_->transposed.blocks != nullptr)) return packed_;
+  if (!current) {
+    packed_.reset();
+    copy_.clear();
+    for (const WeightArray& array : arrays_) {
+      const char* const bytes = static_cast<const char*>(array.data);
+      copy_.insert(copy_.end(), bytes, bytes + array.bytes());
+    }
   }
   // From the copy: the arrays may be changing just now, and what is packed must be what is compared with.
   std::vector<WeightArray> copied = arrays_;
@@ -202,14 +205,16 @@ std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>
     array.data = kept;
     kept += array.bytes();
   }
-  auto fresh = std::make_shared<PackedArena<T>>();  // older ones may still be read by others
   Packer<T> packer(shape_, copied, kernels.lanes, kernels.tile_vectors);
-  packer.pack(*fresh);
-  if (transposed) packer.pack_transposed(*fresh);
-  packed_ = std::move(fresh);
-  lanes_ = kernels.lanes;
-  tile_vectors_ = kernels.tile_vectors;
-  ++packs_;
+  if (!current) {
+    auto fresh = std::make_shared<PackedArena<T>>();  // older ones may still be read by others
+    packer.pack(*fresh);
+    packed_ = std::move(fresh);
+    lanes_ = kernels.lanes;
+    tile_vectors_ = kernels.tile_vectors;
+    ++packs_;
+  }
+  if (transposed) packer.pack_transposed(*packed_);  // nobody reads that part before it is there
   return packed_;
 }
 

@@ -140,7 +140,9 @@ struct PreparedDenoiser {
         final_modulation(r.final_modulation, r.modulations * 2, r.weights->shape().width, stride),
         grouping(r.batch, rows, false),
         call{weights->view,           {r.cond_kv, r.batch.samples, r.batch.keys}, r.x, r.out, position.data(),
-             block_modulation.data(), final_modulation.data(), r.modulations > 1, r.batch.tokens} {}
+             block_modulation.data(), final_modulation.data(), r.modulations > 1, r.batch.tokens, r.kept} {
+    if (r.kept != nullptr) place_kept(kernels, call.denoiser, 1, grouping);
+  }
   PreparedDenoiser(const PreparedDenoiser&) = delete;
 
   std::shared_ptr<const PackedArena<T>> weights;

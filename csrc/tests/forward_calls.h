@@ -32,7 +32,7 @@ class DrawnLoop : public WeightedCall<T> {
 
   Index states_count() const { return request_.kept_steps * this->tokens_of(this->problem_.shape.channels); }
   Exact<T> tape(Isa isa) {
-    return Exact<T>(kept_elements(this->packed_, request_.batch, request_.kept_steps, isa));
+    return Exact<T>(kept_elements<T>(this->packed_.shape(), request_.batch, request_.kept_steps, isa));
   }
 
   ReverseLoopRequest<T> request_{};

@@ -24,7 +24,7 @@ SCHEMAS = {
     ),
     "denoiser_backward": (
         "(Tensor out_gradient, Tensor x, Tensor position, Tensor modulation_blocks, Tensor modulation_final, "
-        "Tensor cond_kv, Tensor[] weights, int num_heads, Tensor? token_mask, Tensor? key_mask) "
+        "Tensor cond_kv, Tensor[] weights, int num_heads, Tensor? token_mask, Tensor? key_mask, Tensor? tape=None) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
     ),
     "reverse_loops_backward": (
@@ -42,28 +42,43 @@ class _Network:
         op: the operation forward.
         packed: the kind of its weights for `PackingCache.get`.
         tensors: names of its tensors before the weights; all but the position have a gradient.
+        options: those that the way back takes after the number of heads: masks, and a tape.
     """
 
-    def __init__(self, op: str, packed: str, tensors: tuple[str, ...]):
-        self.op, self.packed, self.tensors = op, packed, tensors
+    def __init__(self, op: str, packed: str, tensors: tuple[str, ...], options: int = 2):
+        self.op, self.packed, self.tensors, self.options = op, packed, tensors, options
         self.wanted = [i for i, name in enumerate(tensors) if name != "position"]
 
     def setup_context(self, ctx, inputs, output) -> None:
-        *tensors, weights, ctx.num_heads, token_mask, key_mask = inputs
-        _refuse(self.op, tensors[0], weights, **dict(zip(self.tensors, tensors, strict=True)))
-        ctx.save_for_backward(*tensors, token_mask, key_mask, *weights)
+        self._save(ctx, (*inputs, *[None] * (self.options - 2)))
 
-    def formula(self, ctx, out_gradient: Tensor) -> tuple:
+    def setup_context_with_tape(self, ctx, inputs, output) -> None:
+        _, tape = output
+        ctx.mark_non_differentiable(tape)
+        ctx.set_materialize_grads(False)  # nobody needs zeros in the size of the tape
+        self._save(ctx, (*inputs[:-1], tape if tape.numel() else None))
+
+    def _save(self, ctx, inputs: tuple) -> None:
+        count = len(self.tensors)
+        tensors, (weights, ctx.num_heads, *options) = inputs[:count], inputs[count:]
+        _refuse(self.op, tensors[0], weights, **dict(zip(self.tensors, tensors, strict=True)))
+        ctx.save_for_backward(*tensors, *options, *weights)
+
+    def formula(self, ctx, out_gradient: Tensor | None, *_) -> tuple:
+        if out_gradient is None:
+            return _for_inputs(ctx, {})
         count, saved = len(self.tensors), ctx.saved_tensors
+        last = count + self.options
         *gradients, of_weights = getattr(torch.ops.rohydr_fast, f"{self.op}_backward")(
-            out_gradient, *saved[:count], list(saved[count + 2 :]), ctx.num_heads, *saved[count : count + 2]
+            out_gradient, *saved[:count], list(saved[last:]), ctx.num_heads, *saved[count:last]
         )
         return _for_inputs(ctx, {**dict(zip(self.wanted, gradients, strict=True)), count: of_weights})
 
     def run(self, out_gradient: Tensor, *inputs) -> tuple:
         """The CPU implementation."""
         *gradients, of_weights = self.allocate(out_gradient, *inputs)
-        *tensors, weights, num_heads, token_mask, key_mask = inputs
+        count = len(self.tensors)
+        tensors, (weights, num_heads, token_mask, key_mask, *tape) = inputs[:count], inputs[count:]
         if out_gradient.numel() == 0:
             return *[gradient.zero_() for gradient in gradients], [gradient.zero_() for gradient in of_weights]
         getattr(_native.load(), f"{self.op}_backward")(
@@ -75,6 +90,7 @@ class _Network:
             *[gradient.numpy() for gradient in gradients],
             tuple([gradient.numpy() for gradient in of_weights]),
             native_threads(),
+            **{"tape": as_optional_array(tensor) for tensor in tape},
         )
         return *gradients, of_weights
 
@@ -199,7 +215,7 @@ def _once(op: str) -> Callable:
 
 
 _BLOCK = _Network("denoiser_block", "block", ("x", "modulation", "cond_kv"))
-_DENOISER = _Network("denoiser", "denoiser", ("x", "position", "modulation_blocks", "modulation_final", "cond_kv"))
+_DENOISER = _Network("denoiser", "denoiser", ("x", "position", "modulation_blocks", "modulation_final", "cond_kv"), 3)
 _LOOP_PLACES = [
     ("x", *ChainLists._fields).index(name)
     for name in ("x", "modulation_blocks", "modulation_final", "cond_kv", "weights")
@@ -218,6 +234,7 @@ FAKE = {
 FORMULAS = {
     "denoiser_block": (_BLOCK.formula, _BLOCK.setup_context),
     "denoiser": (_DENOISER.formula, _DENOISER.setup_context),
+    "denoiser_with_tape": (_DENOISER.formula, _DENOISER.setup_context_with_tape),
     "reverse_loops_with_states": (_loops_formula, _loops_setup_context),
     **{op: (_once(op), None) for op in SCHEMAS},
 }

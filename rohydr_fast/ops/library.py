@@ -17,6 +17,7 @@ from . import gradients
 from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
 from .conditioning import operation as conditioning
 from .packing import CACHE, as_array, as_optional_array, native_threads
+from .tapes import empty_tape
 
 NAMESPACE = "rohydr_fast"
 
@@ -64,14 +65,22 @@ def _denoiser(
     num_heads: int,
     token_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    tape: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty((*x.shape[:2], 2 * x.shape[2]), dtype=x.dtype)
     if out.numel():
         packed = CACHE.get("denoiser", weights, num_heads, x.dtype == torch.float64)
         arrays = [as_array(tensor) for tensor in (x, position, modulation_blocks, modulation_final, cond_kv)]
         masks = (as_optional_array(token_mask), as_optional_array(key_mask))
-        _native.load().denoiser(packed, *arrays, *masks, out.numpy(), native_threads())
+        kept = None if tape is None else tape.numpy()
+        _native.load().denoiser(packed, *arrays, *masks, out.numpy(), native_threads(), tape=kept)
     return out
+
+
+def _denoiser_with_tape(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    *arguments, tape_size = arguments
+    tape = empty_tape(tape_size, x.dtype)
+    return _denoiser(x, *arguments, tape if tape_size else None), tape
 
 
 def _reverse_loops(x: list[Tensor], *lists) -> list[Tensor]:
@@ -86,7 +95,7 @@ def _reverse_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor
 def _run_loops(x: list[Tensor], chains: ChainLists, grad_steps: list[int], tape_sizes: list[int]) -> tuple:
     """x_0 of each chain; the x_t that its last `grad_steps` steps start from, zeros at masked tokens; and its tape."""
     outs = [torch.empty(start.shape, dtype=start.dtype) for start in x]
-    tapes = [torch.empty(size, dtype=start.dtype) for start, size in zip(x, tape_sizes, strict=True)]
+    tapes = [empty_tape(size, start.dtype) for start, size in zip(x, tape_sizes, strict=True)]
     states, calls = [], []
     weights = by_chain(chains.weights, chains.weight_counts)
     for i, start in enumerate(x):
@@ -123,15 +132,23 @@ def _fake_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor], 
     return [_like(start) for start in x], states, tapes
 
 
+def _fake_denoiser(x: Tensor, *rest) -> Tensor:
+    return x.new_empty((*x.shape[:2], 2 * x.shape[2]))
+
+
 _MASKS = "Tensor? token_mask=None, Tensor? key_mask=None"
+_PASS = (
+    "Tensor x, Tensor position, Tensor modulation_blocks, Tensor modulation_final, Tensor cond_kv, Tensor[] weights, "
+    "int num_heads"
+)
 _SCHEMAS = {
     "cross_attention": "(Tensor q, Tensor k, Tensor v, int num_heads, Tensor? key_mask=None) -> Tensor",
     "denoiser_block": (
         f"(Tensor x, Tensor modulation, Tensor cond_kv, Tensor[] weights, int num_heads, {_MASKS}) -> Tensor"
     ),
-    "denoiser": (
-        "(Tensor x, Tensor position, Tensor modulation_blocks, Tensor modulation_final, Tensor cond_kv, "
-        f"Tensor[] weights, int num_heads, {_MASKS}) -> Tensor"
+    "denoiser": f"({_PASS}, {_MASKS}) -> Tensor",
+    "denoiser_with_tape": (
+        f"({_PASS}, Tensor? token_mask, Tensor? key_mask, SymInt tape_size) -> (Tensor, Tensor)"
     ),
     "reverse_loops": f"(Tensor[] x, {SCHEMA}) -> Tensor[]",
     "reverse_loops_with_states": (
@@ -148,6 +165,7 @@ _CPU = {
     "cross_attention": _cross_attention,
     "denoiser_block": _denoiser_block,
     "denoiser": _denoiser,
+    "denoiser_with_tape": _denoiser_with_tape,
     "reverse_loops": _reverse_loops,
     "reverse_loops_with_states": _reverse_loops_with_states,
     "philox_normal": _philox_normal,
@@ -157,7 +175,8 @@ _CPU = {
 _FAKE = {
     "cross_attention": lambda q, *rest: _like(q),
     "denoiser_block": lambda x, *rest: _like(x),
-    "denoiser": lambda x, *rest: x.new_empty((*x.shape[:2], 2 * x.shape[2])),
+    "denoiser": _fake_denoiser,
+    "denoiser_with_tape": lambda x, *rest: (_fake_denoiser(x), x.new_empty(rest[-1])),
     "reverse_loops": lambda x, *rest: [_like(start) for start in x],
     "reverse_loops_with_states": _fake_loops_with_states,
     "philox_normal": lambda sample_ids, seed, modality, step, stream, count, backend=None: sample_ids.new_empty(

@@ -35,6 +35,11 @@ def denoiser_operation(**options) -> tuple:
     return OPS.denoiser.default, (*args, given["num_heads"], given.get("token_mask"), given.get("key_mask"))
 
 
+def denoiser_with_tape_operation(**options) -> tuple:
+    """Without a tape, see `states_operation`."""
+    return OPS.denoiser_with_tape.default, (*denoiser_operation(**options)[1], 0)
+
+
 def loops_operation(**options) -> tuple:
     return OPS.reverse_loops.default, operation_arguments(*_chains(**options))
 
@@ -85,6 +90,7 @@ def tape_size(chain: Chain) -> int:
 DIFFERENTIABLE = {
     "denoiser_block": block_operation,
     "denoiser": denoiser_operation,
+    "denoiser_with_tape": denoiser_with_tape_operation,
     "reverse_loops_with_states": states_operation,
 }
 OPERATIONS = {

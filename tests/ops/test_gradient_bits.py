@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rohydr_fast.ops.denoiser import native
 from rohydr_fast.ops.reverse_loop import Chain, Modulation, reverse_loops
 from tests.kernels.cases import take
 from tests.kernels.driver import ISAS
@@ -60,6 +61,24 @@ def test_activations_kept_or_computed_again_give_the_same_bits(isa, dtype, grad_
             calls.clear()
             options = dict(grad_steps=grad_steps, max_memory=memory, backend="cpp")
             found.append(gradients("reverse_loop", arguments, out_gradient, dtype, **options))
+            assert [call.tapes for call in calls] == [tapes, tapes]
+        assert same(*found)
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [*[(isa, torch.float32) for isa in ISAS], ("portable", torch.float64)], ids=str
+)
+def test_a_pass_that_kept_its_activations_has_the_gradients_of_one_that_did_not(isa, dtype, monkeypatch):
+    monkeypatch.setenv("ROHYDR_FAST_CPU", isa)
+    calls = spy_on_core(monkeypatch)
+    for arguments in problems("denoiser", 8):
+        out_gradient, found = direction("denoiser", arguments), []
+        for tapes in (1, 0):
+            calls.clear()
+            with monkeypatch.context() as patch:
+                if tapes == 0:
+                    patch.setattr(native, "tape_size", lambda *arguments: 0)
+                found.append(gradients("denoiser", arguments, out_gradient, dtype, backend="cpp"))
             assert [call.tapes for call in calls] == [tapes, tapes]
         assert same(*found)
 

@@ -240,8 +240,13 @@ Index denoiser(const DenoiserCall<T>& call, const Group& group, const Team& team
   Network<T> net{call.denoiser, call.condition, group, team, m, OwnRows(group, team)};
   net.prepare_condition();
   net.read(call.x, call.tokens, call.denoiser.channels, m.x_t, m.channel_stride);
+  const KeptLayout<T> layout(call.denoiser, group, m);
+  const auto tape_of = [&](Index layer) {
+    return call.kept == nullptr ? net.overwritten()
+                                : layout.tape(call.kept + group.kept_offset, layer, net.overwritten());
+  };
   net.predict(call.position, net.modulation_of(call.block_modulation, 9 * call.denoiser.layers, call.per_sample),
-              net.modulation_of(call.final_modulation, 2, call.per_sample), [&](Index) { return net.overwritten(); });
+              net.modulation_of(call.final_modulation, 2, call.per_sample), tape_of);
   net.write(m.output, m.output_stride, call.tokens, 2 * call.denoiser.channels, call.out);
   return net.hits;
 }

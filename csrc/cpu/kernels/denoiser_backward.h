@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The way back through the network once, or through one block, for a group: its activations are computed into a tape
-// first.
+// The way back through the network once, or through one block, for a group. Its activations come from the forward, or are
+// computed into a tape first.
 #pragma once
 
 #include "backward.h"
@@ -77,6 +77,14 @@ struct BackwardWorkspace {
   auto tape_of() const {
     return [this](Index layer) { return tapes[layer]; };
   }
+  // The tapes of a step that the forward has kept, completed.
+  auto kept_tape_of(const KeptLayout<T>& layout, T* kept, const Modulation<T>& modulation) const {
+    return [=, this](Index layer) {
+      const Tape<T> tape = layout.tape(kept, layer, tapes[0]);
+      net.complete(layer, modulation.from(layer * 9 * m.stride), tape);
+      return tape;
+    };
+  }
   T* last_h() const { return tapes[net.denoiser.layers - 1].h[3]; }
 };
 
@@ -100,10 +108,21 @@ Index denoiser_backward(const DenoiserBackwardCall<T>& call, const DenoiserGradi
   const Modulation<T> last = space.net.modulation_of(forward.final_modulation, 2, forward.per_sample);
   space.net.prepare_condition();
   space.net.read(forward.x, forward.tokens, channels, space.m.x_t, space.m.channel_stride);
-  space.net.predict(forward.position, blocks, last, space.tape_of());
   space.net.read(call.out_gradient, forward.tokens, 2 * channels, space.b.doutput, space.m.output_stride);
   for (Index i = 0; i < group.rows * space.m.channel_stride; ++i) space.b.dx[i] = T(0);
-  back.network(space.last_h(), blocks, last, gradient.block_modulation, gradient.final_modulation, space.tape_of());
+  const auto through = [&](const T* h, const auto& tape_of) {
+    back.network(h, blocks, last, gradient.block_modulation, gradient.final_modulation, tape_of);
+  };
+  if (forward.kept != nullptr) {
+    const KeptLayout<T> layout(forward.denoiser, group, space.m);
+    T* const kept = forward.kept + group.kept_offset;
+    space.net.place_gates(blocks.sample_stride);
+    through(layout.tape(kept, forward.denoiser.layers - 1, space.tapes[0]).h[3],
+            space.kept_tape_of(layout, kept, blocks));
+  } else {
+    space.net.predict(forward.position, blocks, last, space.tape_of());
+    through(space.last_h(), space.tape_of());
+  }
   space.net.write(space.b.dx, space.m.channel_stride, forward.tokens, channels, call.x_gradient);
   return space.net.hits;
 }

@@ -77,11 +77,7 @@ Index reverse_loop_backward(const BackwardCall<T>& call, const DenoiserGradient<
       T* const kept = const_cast<T*>(call.kept) + group.kept_offset + (step - 1) * layout.step_size;  // only read
       T* const h = layout.tape(kept, forward.denoiser.layers - 1, space.tapes[0]).h[3];
       space.net.finish(h, final_modulation);
-      through(h, [&](Index layer) {
-        const Tape<T> tape = layout.tape(kept, layer, space.tapes[0]);
-        space.net.complete(layer, modulation.from(layer * 9 * stride), tape);
-        return tape;
-      });
+      through(h, space.kept_tape_of(layout, kept, modulation));
     } else {
       state.predict(step, space.tape_of());
       through(space.last_h(), space.tape_of());

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import library  # noqa: F401  registers the operation
+from ..dispatch import wants_gradient
+from ..tapes import tape_size
 from .reference import Modulation
 
 
@@ -20,6 +22,11 @@ def denoiser(
 ) -> tuple[Tensor, Tensor]:
     """(B, T, C) twice, see `reference.denoiser`; zeros at tokens that `token_mask` leaves out."""
     rows = modulation if modulation.final.dim() == 3 else [part[None] for part in modulation]  # 1 or B of them
-    both = torch.ops.rohydr_fast.denoiser(x, position, *rows, cond_kv, weights, num_heads, token_mask, key_mask)
+    inputs = (x, position, *rows, cond_kv, weights)
+    size = tape_size(x, num_heads, weights, token_mask, 1) if wants_gradient([*inputs[:-1], *weights]) else 0
+    if size:
+        both, _ = torch.ops.rohydr_fast.denoiser_with_tape(*inputs, num_heads, token_mask, key_mask, size)
+    else:
+        both = torch.ops.rohydr_fast.denoiser(*inputs, num_heads, token_mask, key_mask)
     prediction, v = both.chunk(2, -1)
     return prediction, v

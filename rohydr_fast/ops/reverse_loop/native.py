@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _native
 from .. import library
 from ..checks import fail
-from ..packing import CACHE, as_optional_array
+from ..tapes import tape_size
 from .reference import Chain
 
 
@@ -58,25 +57,14 @@ def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
 
 
 def _tape_sizes(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory: int | None) -> list[int]:
-    """Elements of each chain's tape, all of them or none: 0 where only x_t is kept.
-
-    A graph of `torch.compile` keeps x_t alone, because a tape's size depends on what the mask holds.
-    """
+    """Elements of each chain's tape, all of them or none: 0 where only x_t is kept."""
     size = chains[0].x.element_size()
     states = sum([steps * chain.x.numel() * size for chain, steps in zip(chains, grad_steps, strict=True)])
     if max_memory is not None and max_memory < states:
         advice = "Raise it, or let the gradient run through fewer steps."
         fail("reverse_loops", "max_memory", f"be at least {states}, the bytes of x_t at every step", max_memory, advice)
-    nothing = [0] * len(chains)
-    if torch.compiler.is_compiling() or not hasattr(_native.load(), "reverse_loop_tape_size"):
-        return nothing
-    sizes = [_tape_size(chain, steps) for chain, steps in zip(chains, grad_steps, strict=True)]
-    return nothing if max_memory is not None and states + sum(sizes) * size > max_memory else sizes
-
-
-def _tape_size(chain: Chain, steps: int) -> int:
-    if steps == 0 or chain.x.numel() == 0:
-        return 0
-    packed = CACHE.get("denoiser", chain.weights.tensors(), chain.num_heads, chain.x.dtype == torch.float64)
-    samples, tokens = chain.x.shape[:2]
-    return _native.load().reverse_loop_tape_size(packed, samples, tokens, as_optional_array(chain.token_mask), steps)
+    sizes = [
+        tape_size(chain.x, chain.num_heads, chain.weights.tensors(), chain.token_mask, steps)
+        for chain, steps in zip(chains, grad_steps, strict=True)
+    ]
+    return [0] * len(chains) if max_memory is not None and states + sum(sizes) * size > max_memory else sizes
