@@ -14,6 +14,7 @@ from .. import _native
 from ..errors import BackendUnavailable
 from .chain_lists import SCHEMA, TENSOR_FIELDS, ChainLists, by_chain
 from .dispatch import wanting
+from .memory import empty
 from .packing import CACHE, as_array, as_optional_array, native_threads
 from .support import NO_NATIVE_GRADIENT
 
@@ -33,6 +34,16 @@ SCHEMAS = {
     ),
 }
 """They return the gradients of x, of the modulation, of cond_kv and of the weights."""
+
+
+def _fake(x: Tensor, like: Tensor) -> Tensor:
+    """Uninitialised and contiguous, with the shape of `like` and the dtype of `x`; of what kind, `x` says."""
+    return x.new_empty(like.shape)
+
+
+def _new(x: Tensor, like: Tensor) -> Tensor:
+    """The same, in memory of the CPU."""
+    return empty(like.shape, x.dtype)
 
 
 class _Network:
@@ -76,7 +87,7 @@ class _Network:
 
     def run(self, out_gradient: Tensor, *inputs) -> tuple:
         """The CPU implementation."""
-        *gradients, of_weights = self.allocate(out_gradient, *inputs)
+        *gradients, of_weights = self.allocate(out_gradient, *inputs, new=_new)
         count = len(self.tensors)
         tensors, (weights, num_heads, token_mask, key_mask, *tape) = inputs[:count], inputs[count:]
         if out_gradient.numel() == 0:
@@ -94,10 +105,10 @@ class _Network:
         )
         return *gradients, of_weights
 
-    def allocate(self, out_gradient: Tensor, *inputs) -> tuple:
+    def allocate(self, out_gradient: Tensor, *inputs, new: Callable = _fake) -> tuple:
         """Gradients without content; the fake implementation."""
         weights = inputs[len(self.tensors)]
-        return *[_empty(out_gradient, inputs[i]) for i in self.wanted], [_empty(out_gradient, w) for w in weights]
+        return *[new(out_gradient, inputs[i]) for i in self.wanted], [new(out_gradient, w) for w in weights]
 
 
 def _loops_setup_context(ctx, inputs, output) -> None:
@@ -129,7 +140,7 @@ def _loops_formula(ctx, out_gradients: Sequence[Tensor | None], *_) -> tuple:
 
 def _loops_run(out_gradient, states, tapes, *lists) -> tuple:
     """The CPU implementation."""
-    found = _loops_allocate(out_gradient, states, tapes, *lists)
+    found = _loops_allocate(out_gradient, states, tapes, *lists, new=_new)
     chains, calls = ChainLists(*lists), []
     weights, of_weights = (by_chain(tensors, chains.weight_counts) for tensors in (chains.weights, found[4]))
     for i, (gradient, state) in enumerate(zip(out_gradient, states, strict=True)):
@@ -160,14 +171,14 @@ def _loops_run(out_gradient, states, tapes, *lists) -> tuple:
     return found
 
 
-def _loops_allocate(out_gradient, states, tapes, *lists) -> tuple:
+def _loops_allocate(out_gradient, states, tapes, *lists, new: Callable = _fake) -> tuple:
     """Gradients without content; the fake implementation."""
     chains = ChainLists(*lists)
     of_x = [state.new_empty(state.shape[1:]) for state in states]
     inputs = (chains.modulation_blocks, chains.modulation_final, chains.cond_kv)
-    of_inputs = [[_empty(x, tensor) for x, tensor in zip(of_x, part, strict=True)] for part in inputs]
+    of_inputs = [[new(x, tensor) for x, tensor in zip(of_x, part, strict=True)] for part in inputs]
     weights = by_chain(chains.weights, chains.weight_counts)
-    return of_x, *of_inputs, [_empty(x, tensor) for x, part in zip(of_x, weights, strict=True) for tensor in part]
+    return of_x, *of_inputs, [new(x, tensor) for x, part in zip(of_x, weights, strict=True) for tensor in part]
 
 
 def _refuse(op: str, x: Tensor, weights: Sequence[Tensor], /, **tensors: Tensor) -> None:
@@ -194,11 +205,6 @@ def _for_inputs(ctx, gradients: dict[int, Tensor | list[Tensor | None]]) -> tupl
         elif wanted:
             result[place] = gradient
     return tuple(result)
-
-
-def _empty(x: Tensor, like: Tensor) -> Tensor:
-    """Uninitialised and contiguous, with the shape of `like` and the dtype of `x`."""
-    return x.new_empty(like.shape)
 
 
 def _once(op: str) -> Callable:

@@ -16,8 +16,8 @@ from ..errors import BackendUnavailable
 from . import gradients
 from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
 from .conditioning import operation as conditioning
+from .memory import empty
 from .packing import CACHE, as_array, as_optional_array, native_threads
-from .tapes import empty_tape
 
 NAMESPACE = "rohydr_fast"
 
@@ -79,7 +79,7 @@ def _denoiser(
 
 def _denoiser_with_tape(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     *arguments, tape_size = arguments
-    tape = empty_tape(tape_size, x.dtype)
+    tape = empty((tape_size,), x.dtype)
     return _denoiser(x, *arguments, tape if tape_size else None), tape
 
 
@@ -95,7 +95,7 @@ def _reverse_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor
 def _run_loops(x: list[Tensor], chains: ChainLists, grad_steps: list[int], tape_sizes: list[int]) -> tuple:
     """x_0 of each chain; the x_t that its last `grad_steps` steps start from, zeros at masked tokens; and its tape."""
     outs = [torch.empty(start.shape, dtype=start.dtype) for start in x]
-    tapes = [empty_tape(size, start.dtype) for start, size in zip(x, tape_sizes, strict=True)]
+    tapes = [empty((size,), start.dtype) for start, size in zip(x, tape_sizes, strict=True)]
     states, calls = [], []
     weights = by_chain(chains.weights, chains.weight_counts)
     for i, start in enumerate(x):

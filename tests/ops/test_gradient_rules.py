@@ -52,7 +52,7 @@ def _constant(op: str, args: tuple) -> list[Tensor]:
     """The position and the coefficients."""
     if op == "reverse_loops_with_states":
         return args[1] + args[5]
-    return [args[1]] if op == "denoiser" else []
+    return [] if op == "denoiser_block" else [args[1]]
 
 
 @pytest.mark.parametrize("op", ["denoiser", "reverse_loops_with_states"])

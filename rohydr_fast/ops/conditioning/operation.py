@@ -5,21 +5,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _native
+from ..memory import empty
 from ..packing import as_array, native_threads
 
 SCHEMA = "(Tensor features, Tensor encoded, Tensor[] weights, Tensor[] biases) -> (Tensor, Tensor, Tensor)"
 
 
-def allocate(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, ...]:
-    """The results without content; the fake implementation."""
+def sizes(features: Tensor, encoded: Tensor, weights: list[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the results."""
     rows, width, layers = features.shape[0], weights[0].shape[0], (len(weights) - 3) // 2
-    sizes = (rows, layers, 9, width), (rows, 2, width), (layers, 2, *encoded.shape)
-    return tuple([features.new_empty(size) for size in sizes])
+    return (rows, layers, 9, width), (rows, 2, width), (layers, 2, *encoded.shape)
+
+
+def allocate(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, ...]:
+    """The fake implementation."""
+    return tuple([features.new_empty(size) for size in sizes(features, encoded, weights)])
 
 
 def run(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, ...]:
     """The CPU implementation."""
-    results = allocate(features, encoded, weights, biases)
+    results = tuple([empty(size, features.dtype) for size in sizes(features, encoded, weights)])
     layers = tuple([as_array(weight) for weight in weights]), tuple([as_array(bias) for bias in biases])
     outs = [result.numpy() for result in results]
     _native.load().conditioning(as_array(features), as_array(encoded), *layers, *outs, native_threads())
@@ -38,20 +43,24 @@ def formula(ctx, of_blocks: Tensor, of_final: Tensor, of_kv: Tensor) -> tuple:
     first = F.linear(features, weights[0], first_bias)
     hidden = F.silu(first)
     second = F.linear(hidden, weights[1], second_bias)
+    layers, width = len(of_kv), encoded.shape[-1]
     tables = [*of_blocks.flatten(2).unbind(1), of_final.flatten(1)]  # each (R, 9 W), the last (R, 2 W)
-    pairs = [torch.cat(pair.unbind(), -1).flatten(0, 1) for pair in of_kv.unbind()]  # each (B S, 2 W)
-    modulated, projected = weights[2 : 2 + len(tables)], weights[2 + len(tables) :]
+    modulated, projected = weights[2 : 3 + layers], weights[3 + layers :]
     of_second = sum([g @ w for g, w in zip(tables, modulated, strict=True)]) * _silu_slope(second)
     of_first = (of_second @ weights[1]) * _silu_slope(first)
-    outputs = [of_first, of_second, *tables, *pairs]
-    inputs = [features, hidden, *[F.silu(second)] * len(tables), *[encoded.flatten(0, 1)] * len(pairs)]
-    of_weights = [g.mT @ x if wanted else None for g, x, wanted in zip(outputs, inputs, want_weights, strict=True)]
-    of_biases = [g.sum(0) if wanted else None for g, wanted in zip(outputs, want_biases, strict=True)]
+    outputs = [of_first, of_second, *tables]
+    inputs = [features, hidden, *[F.silu(second)] * len(tables)]
+    of_weights = [g.mT @ x if w else None for g, x, w in zip(outputs, inputs, want_weights[: 3 + layers], strict=True)]
+    of_biases = [g.sum(0) if w else None for g, w in zip(outputs, want_biases[: 3 + layers], strict=True)]
+    rows, of_both = encoded.flatten(0, 1), of_kv.flatten(0, 1).flatten(1, 2)  # (B S, W), and K and V as (2 L, B S, W)
+    of_pairs = torch.bmm(of_both.mT, rows.expand(2 * layers, *rows.shape)).view(layers, 2 * width, width)
+    of_weights += [g if w else None for g, w in zip(of_pairs.unbind(), want_weights[3 + layers :], strict=True)]
+    offsets = of_both.sum(1).view(layers, 2 * width)
+    of_biases += [g if w else None for g, w in zip(offsets.unbind(), want_biases[3 + layers :], strict=True)]
     of_encoded = None
     if want_encoded:
-        of_encoded = torch.zeros_like(encoded)
-        for g, w in zip(pairs, projected, strict=True):
-            of_encoded = of_encoded + (g @ w).view(encoded.shape)
+        factors = torch.stack(projected).view(2 * layers, width, width) if layers else rows.new_empty(0, width, width)
+        of_encoded = torch.addbmm(torch.zeros_like(rows), of_both, factors).view(encoded.shape)
     return of_first @ weights[0] if want_features else None, of_encoded, of_weights, of_biases
 
 
