@@ -101,7 +101,7 @@ class _Network:
             *[gradient.numpy() for gradient in gradients],
             tuple([gradient.numpy() for gradient in of_weights]),
             native_threads(),
-            **{"tape": as_optional_array(tensor) for tensor in tape},
+            **({"tape": as_optional_array(tape[0])} if tape else {}),
         )
         return *gradients, of_weights
 
