@@ -69,16 +69,26 @@ class LoopBackwardOf final : public DrawnLoop<T> {
   bool handed_over_unchanged_ = true;
 };
 
+// Ways: activations are computed again, or kept by the forward.
 template <class T>
 class DenoiserBackwardOf final : public DrawnDenoiser<T> {
  public:
   explicit DenoiserBackwardOf(Random& random) : DrawnDenoiser<T>(random) {
     out_gradient_ = this->input(this->tokens_of(2 * this->problem_.shape.channels), random, 1);
   }
-  Results<T> run(Isa isa, int threads, int) override {
+  int ways() const override { return 2; }
+
+  Results<T> run(Isa isa, int threads, int way) override {
     const auto [layers, channels, width, heads, hidden] = this->problem_.shape;
     DenoiserBackwardRequest<T> request{};
     request.forward = this->request_;
+    const Exact<T> out(this->tokens_of(2 * channels)), tape = way == 1 ? this->tape(isa) : Exact<T>();
+    if (way == 1) {
+      request.forward.out = out.data();
+      request.forward.kept = tape.data();
+      run_denoiser<T>(request.forward, isa, threads);
+      request.forward.out = nullptr;
+    }
     request.out_gradient = out_gradient_;
     request.x_gradient = this->result(this->tokens_of(channels));
     request.block_modulation_gradient = this->result(request.forward.modulations * layers * 9 * width);

@@ -86,16 +86,22 @@ class DrawnDenoiser : public WeightedCall<T> {
     request_.cond_kv = this->condition(random);
   }
 
+  Exact<T> tape(Isa isa) { return Exact<T>(kept_elements<T>(this->packed_.shape(), request_.batch, 1, isa)); }
+
   DenoiserRequest<T> request_{};
 };
 
+// Ways: without and with the activations kept.
 template <class T>
 class DenoiserOf final : public DrawnDenoiser<T> {
  public:
   explicit DenoiserOf(Random& random) : DrawnDenoiser<T>(random) {}
-  Results<T> run(Isa isa, int threads, int) override {
+  int ways() const override { return 2; }
+  Results<T> run(Isa isa, int threads, int way) override {
     DenoiserRequest<T> request = this->request_;
     request.out = this->result(this->tokens_of(2 * this->problem_.shape.channels));
+    const Exact<T> tape = way == 1 ? this->tape(isa) : Exact<T>();
+    request.kept = tape.data();
     run_denoiser<T>(request, isa, threads);
     return this->taken();
   }

@@ -147,9 +147,7 @@ _SCHEMAS = {
         f"(Tensor x, Tensor modulation, Tensor cond_kv, Tensor[] weights, int num_heads, {_MASKS}) -> Tensor"
     ),
     "denoiser": f"({_PASS}, {_MASKS}) -> Tensor",
-    "denoiser_with_tape": (
-        f"({_PASS}, Tensor? token_mask, Tensor? key_mask, SymInt tape_size) -> (Tensor, Tensor)"
-    ),
+    "denoiser_with_tape": (f"({_PASS}, Tensor? token_mask, Tensor? key_mask, SymInt tape_size) -> (Tensor, Tensor)"),
     "reverse_loops": f"(Tensor[] x, {SCHEMA}) -> Tensor[]",
     "reverse_loops_with_states": (
         f"(Tensor[] x, {SCHEMA}, SymInt[] grad_steps, SymInt[] tape_sizes) -> (Tensor[], Tensor[], Tensor[])"

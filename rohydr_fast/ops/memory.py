@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 4 * 2**20
+LARGE = 2**20
 """Bytes from which on memory comes from here."""
 KEPT = 256 * 2**20
 """Bytes of free memory that are kept for later results at most."""
@@ -51,6 +51,8 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _give_back(memory: mmap.mmap) -> None:
+    if len(memory) > KEPT:  # the others would go for it
+        return
     _free.append(memory)
     while sum(map(len, list(_free))) > KEPT:
         try:

@@ -94,6 +94,26 @@ def test_a_tape_of_another_instruction_set(monkeypatch):
     assert others or len(driver.ISAS) == 1
 
 
+@pytest.mark.parametrize("operation", ["denoiser", "denoiser_backward"])
+def test_a_tape_of_a_single_pass(operation):
+    call = Call(operation)
+    values = tuple(call.values.values())
+    size = tape_size(call.values["packed"], call.arguments, 1)
+    for wrong in (
+        1,
+        "text",
+        np.zeros(size - 1, np.float32),
+        np.zeros(size, np.float64),
+        np.zeros((1, size), np.float32),
+    ):
+        with pytest.raises(ValueError, match=f"^{operation}: tape must "):
+            getattr(driver.CORE, operation)(*values, 1, tape=wrong)
+        assert call.untouched()
+    if operation == "denoiser":
+        with pytest.raises(ValueError, match="^denoiser: tape must "):
+            driver.CORE.denoiser(*values, 1, tape=read_only(np.zeros(size, np.float32)))
+
+
 def test_the_size_of_a_tape():
     call = Call("reverse_loop")
     size, packed, mask = driver.CORE.reverse_loop_tape_size, call.values["packed"], call.values["token_mask"]

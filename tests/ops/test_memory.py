@@ -65,7 +65,7 @@ def test_threads_share_what_is_free_and_never_what_is_in_use():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and 1 <= len(memory._free) <= 4
+    assert not wrong and 1 <= len(memory._free) <= 8  # a thread makes its next one before it drops the last
 
 
 def test_deterministic_algorithms_see_nan_in_what_nobody_wrote():
