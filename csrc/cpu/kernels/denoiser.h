@@ -5,7 +5,7 @@
 // meeting a block, with two copies of these taken in turn. Nothing is allocated here.
 #pragma once
 
-#include "attention.h"
+#include "few_queries.h"
 #include "gemm.h"
 #include "memory.h"
 #include "rows.h"
@@ -114,16 +114,9 @@ struct Network {
   }
 
   void attend(Index first, Index last, const KeysValues<T>& whole, const T* q, T* attended, T* norms) {
-    const Index size = denoiser.width / denoiser.heads;
-    for (Index channel = 0; channel < denoiser.width; channel += size) {
-      KeysValues<T> kv = whole;
-      kv.keys += channel;
-      kv.values += channel;
-      kv.largest += channel;
-      const Index start = channel * m.lanes + first - own.first;
-      T* const head_norms = norms == nullptr ? nullptr : norms + 2 * (channel / size) * m.lanes + first - own.first;
-      hits += head(q + start, m.lanes, last - first, kv, size, attended + start, m.lanes, head_norms, m.lanes);
-    }
+    const Index start = first - own.first;
+    hits += attend_heads(q + start, m.lanes, last - first, whole, denoiser.width / denoiser.heads, denoiser.heads,
+                         attended + start, m.lanes, norms == nullptr ? nullptr : norms + start, m.lanes);
   }
 
   // The rows of `m.qkv[which]` or of a tape.

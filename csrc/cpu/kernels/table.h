@@ -34,11 +34,8 @@ Index cross_attention(const AttentionCall<T>& call, const Member& member, Index 
   const T* const keys = call.k + member.sample * call.keys * width;
   const T* const values = call.v + member.sample * call.keys * width;
   largest_magnitudes(keys, width, member.keys, member.key_count, width, largest);
-  Index hits = 0;
-  for (Index channel = 0; channel < width; channel += size) {
-    const KeysValues<T> kv{keys + channel, values + channel, width, member.keys, member.key_count, largest + channel};
-    hits += head(q_lines + channel * lanes, lanes, rows, kv, size, attended + channel * lanes, lanes);
-  }
+  const KeysValues<T> kv{keys, values, width, member.keys, member.key_count, largest};
+  const Index hits = attend_heads(q_lines, lanes, rows, kv, size, call.heads, attended, lanes);
   T* const out = call.out + (member.sample * call.tokens + first) * width;
   for (Index row = 0; row < rows; ++row) {
     for (Index c = 0; c < width; ++c) out[row * width + c] = attended[c * lanes + row];
