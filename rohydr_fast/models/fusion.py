@@ -23,8 +23,9 @@ class FusionLayer(nn.Module):
     def forward(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """`x` (B, T, W) attends to `source` (B, S, W) where `mask` (B, 1, T, S) is True."""
         drop = self.dropout if self.training else 0.0
-        q = self.q(self.norm1(x))
-        k, v = self.kv(self.norm1(source)).chunk(2, -1)
+        normal = self.norm1(x)
+        q = self.q(normal)
+        k, v = self.kv(normal if source is x else self.norm1(source)).chunk(2, -1)
         q, k, v = (h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for h in (q, k, v))  # (B, H, T or S, D)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
@@ -33,7 +34,10 @@ class FusionLayer(nn.Module):
 
 
 class FusionStack(nn.Module):
-    """A stack of layers that all read the same source; with itself as the source it is a self-attention stack."""
+    """A stack of layers that all read the same source; with itself as the source it is a self-attention stack.
+
+    At least one layer.
+    """
 
     def __init__(self, width: int, num_heads: int, num_layers: int, dropout: float):
         super().__init__()
@@ -49,6 +53,18 @@ class FusionStack(nn.Module):
         for layer in self.layers:
             x = layer(x, x if keys is None else keys, mask)
         return Sequence(self.norm(x), target.lengths)
+
+    def last_token(self, target: Sequence) -> Tensor:
+        """What self-attention gives for the last real token of `target` (B, T, W), (B, W).
+
+        The last layer computes that token alone: it is a query of all tokens, but a key of none that is asked for.
+        """
+        x, mask = self._embed(target), causal_mask(target, target)
+        for layer in self.layers[:-1]:
+            x = layer(x, x, mask)
+        rows, last = torch.arange(len(x), device=x.device), (target.lengths - 1).clamp(min=0)
+        x = self.layers[-1](x[rows, last][:, None], x, mask[rows, :, last][:, :, None])
+        return self.norm(x[:, 0])
 
     def _embed(self, sequence: Sequence) -> Tensor:
         tokens, width = sequence.x.shape[1:]
@@ -104,7 +120,6 @@ class Fusion(nn.Module):
                 for source in self.modalities
                 if source != target
             ]
-            remembered = self.memory[target](Sequence(torch.cat(enriched, -1), sequences[target].lengths))
-            last = (remembered.lengths - 1).clamp(min=0)
-            last_tokens.append(remembered.x[torch.arange(len(last), device=last.device), last])  # (B, (M - 1) C)
+            together = Sequence(torch.cat(enriched, -1), sequences[target].lengths)
+            last_tokens.append(self.memory[target].last_token(together))  # (B, (M - 1) C)
         return torch.cat(last_tokens, -1)

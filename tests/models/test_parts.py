@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rohydr_fast.models.condition import ConditionEncoder
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.extractor import Extractor
-from rohydr_fast.models.fusion import Fusion, causal_mask
+from rohydr_fast.models.fusion import Fusion, FusionStack, causal_mask
 from rohydr_fast.models.generator import ChannelNorm
 from rohydr_fast.models.heads import Classifier, Discriminator
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
@@ -173,6 +173,21 @@ class TestFusion:
         for m, leaf in leaves.items():
             touched = leaf.grad[0].abs().sum(-1) > 0
             assert touched.tolist() == parts[m].mask()[0].tolist(), m
+
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_the_last_token_of_a_stack_is_that_of_the_whole_stack(self, layers):
+        torch.manual_seed(0)
+        stack = FusionStack(8, 2, layers, dropout=0.0).double()
+        for parameter in stack.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        lengths = torch.tensor([5, 0, 2])
+        x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+        leaves, direction = [x, *stack.parameters()], torch.randn(3, 8, dtype=torch.float64)
+        whole = stack(Sequence(x, lengths)).x[torch.arange(3), (lengths - 1).clamp(min=0)]
+        alone = stack.last_token(Sequence(x, lengths))
+        torch.testing.assert_close(alone, whole)
+        gradients = [torch.autograd.grad((y * direction).sum(), leaves) for y in (alone, whole)]
+        torch.testing.assert_close(*gradients)
 
     def test_stack_counts_are_mults(self):
         fusion = Fusion(("a", "t", "v"), 4, 2, 1)
