@@ -41,14 +41,20 @@ def test_what_was_freed_is_used_again_and_what_is_in_use_is_not():
     assert memory.empty((COUNT // 2,), torch.float64).data_ptr() == place  # freed at once
 
 
-def test_a_much_larger_block_is_not_taken_and_no_more_than_the_limit_is_kept(monkeypatch):
+def test_a_block_that_does_not_fit_makes_room_for_one_that_does():
     memory.empty((3 * COUNT,), torch.float32)
-    assert len(memory._free) == 1
-    memory.empty((COUNT,), torch.float32)
-    assert len(memory._free) == 2
-    monkeypatch.setattr(memory, "KEPT", 2 * memory.LARGE)
+    assert [len(block) for block in memory._free] == [3 * memory.LARGE]
     memory.empty((COUNT,), torch.float32)
     assert [len(block) for block in memory._free] == [memory.LARGE]
+
+
+def test_no_more_than_the_limit_is_kept(monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 2 * memory.LARGE)
+    blocks = [memory.empty((COUNT,), torch.float32) for _ in range(3)]
+    blocks.clear()
+    assert len(memory._free) == 2
+    memory.empty((3 * COUNT,), torch.float32)
+    assert not memory._free
 
 
 def test_threads_share_what_is_free_and_never_what_is_in_use():
