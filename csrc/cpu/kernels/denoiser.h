@@ -85,7 +85,7 @@ struct Network {
     });
   }
 
-  // What gates read, see AddGated.
+  // What gates read, see AddGatedAndKeep.
   void place_gates(Index sample_stride) const {
     for_tables(sample_stride, [&](Index first, Index last, Index offset) {
       for (Index row = first; row < last; ++row) m.gate_offset[row] = offset;
@@ -101,11 +101,17 @@ struct Network {
     });
   }
 
-  // The epilogue of a part: h[part + 1] = h[part] + gate * branch.
-  AddGated<T> add(const Tape<T>& tape, int part, const Modulation<T>& gate) const {
+  // The end of a part: h[part + 1] = h[part] + gate * branch, branch = `left` W' + b.
+  template <class Left>
+  void add(Left left, const PackedMatrix<T>& w, const Tape<T>& tape, int part, const Modulation<T>& gate) const {
+    const T* const before = rows_of(tape.h[part], m.stride);
+    T* const after = rows_of(tape.h[part + 1], m.stride);
     T* const branch = tape.branch[part] == nullptr ? nullptr : rows_of(tape.branch[part], m.stride);
-    return {rows_of(tape.h[part], m.stride), rows_of(tape.h[part + 1], m.stride), branch, m.stride, gate.rows,
-            m.gate_offset + own.first};
+    if (branch == nullptr && gate.sample_stride == 0) {  // sampling: nothing more than it needs
+      return product(left, own.count(), w, AddGated<T>{before, after, m.stride, gate.rows});
+    }
+    product(left, own.count(), w,
+            AddGatedAndKeep<T>{before, after, branch, m.stride, gate.rows, m.gate_offset + own.first});
   }
 
   template <class Epilogue>
@@ -148,7 +154,7 @@ struct Network {
       largest_magnitudes(kv.keys, kv.stride, kv.index, kv.count, denoiser.width, m.self_largest);
       attend(first, last, kv, m.q_lines, tape.attended[0], tape.norms[0]);
     });
-    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(tape, 0, row(2)));
+    add(ChannelMajor<T>{tape.attended[0], m.lanes}, w.self_out, tape, 0, row(2));
 
     normalise(tape.h[1], row(3));
     project(w.q, Store<T>{rows_of(m.q, m.stride), m.stride});
@@ -156,12 +162,11 @@ struct Network {
     for_own_members(group, own, [&](Index i, Index first, Index last) {
       attend(first, last, cross_keys(layer, i), tape.cross_q, tape.attended[1], tape.norms[1]);
     });
-    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(tape, 1, row(5)));
+    add(ChannelMajor<T>{tape.attended[1], m.lanes}, w.cross_out, tape, 1, row(5));
 
     normalise(tape.h[2], row(6));
     project(w.fc1, StoreGelu<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride, tape.before_gelu});
-    product(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, own.count(), w.fc2,
-            add(tape, 2, row(8)));
+    add(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, w.fc2, tape, 2, row(8));
   }
 
   // What a tape that keeps h[0], qkv, Q, the attended and the last branch of a block leaves out, in three products,
@@ -169,8 +174,8 @@ struct Network {
   void complete(Index layer, const Modulation<T>& modulation, const Tape<T>& tape) const {
     const BlockView<T>& w = denoiser.blocks[layer];
     const auto row = [&](int i) { return modulation.from(i * m.stride); };
-    product(ChannelMajor<T>{tape.attended[0], m.lanes}, own.count(), w.self_out, add(tape, 0, row(2)));
-    product(ChannelMajor<T>{tape.attended[1], m.lanes}, own.count(), w.cross_out, add(tape, 1, row(5)));
+    add(ChannelMajor<T>{tape.attended[0], m.lanes}, w.self_out, tape, 0, row(2));
+    add(ChannelMajor<T>{tape.attended[1], m.lanes}, w.cross_out, tape, 1, row(5));
     normalise(tape.h[2], row(6));
     project(w.fc1, Store<T>{tape.before_gelu, m.hidden_stride});
   }

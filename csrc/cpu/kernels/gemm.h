@@ -152,9 +152,23 @@ struct StoreGelu {
   }
 };
 
-// out = before + gate * value; `before` may be out. The value itself too where `branch` is not null.
+// out = before + gate * value; `before` may be out.
 template <class T>
 struct AddGated {
+  const T* before;
+  T* out;
+  Index stride;
+  const T* gate;
+  RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
+    const Index place = row * stride + column;
+    constexpr int N = kLanes<T>;
+    store<T, N>(out + place, multiply_add<T, N>(load<T, N>(gate + column), value, load<T, N>(before + place)));
+  }
+};
+
+// The same with a gate for each row, and the value itself where `branch` is not null.
+template <class T>
+struct AddGatedAndKeep {
   const T* before;
   T* out;
   T* branch;
