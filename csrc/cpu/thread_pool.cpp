@@ -22,8 +22,14 @@
 namespace rohydr {
 namespace {
 
-// About what a wake-up by the kernel costs: a thread that comes within it is met without one, and no wait burns more.
-constexpr std::chrono::microseconds kSpin{5};
+// Members of a team that sleep at a meeting make each other late: waking one takes longer than the work up to the next
+// meeting, and the kernel wakes it on the core of who wakes it, while another is idle. So they spin for longer, until
+// that was in vain some times in a row: then somebody else has their core, and spinning keeps the other member from it.
+// Now and then it is tried again.
+constexpr std::chrono::microseconds kShortSpin{5}, kLongSpin{200};
+constexpr unsigned kMissesInARow = 10, kMissesBetweenTrials = 32;
+thread_local constinit unsigned misses = 0;  // long spins in vain, and the waits that slept since
+
 constexpr int kPausesPerClock = 8;
 
 void pause() {
@@ -85,7 +91,7 @@ bool register_for_forks() {
 void work(int number) {
   WaitWord& ticket = pool.worker[number].ticket;
   for (std::uint32_t seen = 0;; ++seen) {
-    ticket.wait_while(seen);
+    ticket.wait_while(seen, Patience::kOfTheIdle);
     std::fesetenv(&pool.environment);
     pool.body(pool.context, number + 1);
     if (pool.remaining.value.fetch_sub(1) == 1) pool.remaining.wake();
@@ -107,18 +113,29 @@ bool grow(int workers) {
   return pool.workers >= workers;
 }
 
-}  // namespace
-
-void WaitWord::wait_while(std::uint32_t old) {
-  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-  if (changed()) return;
-  const auto end = std::chrono::steady_clock::now() + kSpin;
+// Whether `value` changes meanwhile.
+bool spin_while(const std::atomic<std::uint32_t>& value, std::uint32_t old, std::chrono::microseconds time) {
+  const auto end = std::chrono::steady_clock::now() + time;
   do {
     for (int i = 0; i < kPausesPerClock; ++i) {
       pause();
-      if (changed()) return;
+      if (value.load(std::memory_order_acquire) != old) return true;
     }
   } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+}  // namespace
+
+void WaitWord::wait_while(std::uint32_t old, Patience patience) {
+  if (value.load(std::memory_order_acquire) != old) return;
+  const bool longer = patience == Patience::kOfATeam &&
+                      (misses < kMissesInARow || misses % kMissesBetweenTrials == 0);
+  if (spin_while(value, old, longer ? kLongSpin : kShortSpin)) {
+    if (longer) misses = 0;
+    return;
+  }
+  if (patience == Patience::kOfATeam) ++misses;
   // Both sides are sequentially consistent: either wake() sees the sleeper, or the sleeper sees the new value.
   sleepers.fetch_add(1);
   sleep_while(value, old);
@@ -133,7 +150,7 @@ void Barrier::wait() {
   if (size_ == 1) return;
   const std::uint32_t generation = generation_.value.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1) + 1 < size_) {
-    generation_.wait_while(generation);
+    generation_.wait_while(generation, Patience::kOfATeam);
     return;
   }
   arrived_.store(0, std::memory_order_relaxed);  // before the others are let go: they may be back at once
@@ -163,7 +180,7 @@ bool run_on_threads(int threads, void (*body)(void* context, int index), void* c
   }
   body(context, 0);
   while (const std::uint32_t left = pool.remaining.value.load(std::memory_order_acquire)) {
-    pool.remaining.wait_while(left);
+    pool.remaining.wait_while(left, Patience::kOfATeam);
   }
   pool.busy.store(false);
   return true;

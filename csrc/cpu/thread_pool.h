@@ -7,16 +7,19 @@
 
 namespace rohydr {
 
+enum class Patience { kOfTheIdle, kOfATeam };
+
 // A number to wait on. The count of sleepers beside it saves the system call when nobody sleeps.
 struct WaitWord {
   std::atomic<std::uint32_t> value{0};
   std::atomic<std::uint32_t> sleepers{0};
 
-  void wait_while(std::uint32_t old);  // returns when value is another number: spins for microseconds, then sleeps
-  void wake();                         // after value was changed, sequentially consistent
+  // Returns when value is another number: spins for microseconds, those of a team for tens of them, then sleeps.
+  void wait_while(std::uint32_t old, Patience patience);
+  void wake();  // after value was changed, sequentially consistent
 };
 
-// A barrier for `size` threads that backs off: it spins for some microseconds, then sleeps until the last one comes.
+// A barrier for `size` threads that backs off: it spins for some time, then sleeps until the last one comes.
 // It can be used again at once, and must outlive the team's work (a thread may still be waking the others).
 class Barrier {
  public:
