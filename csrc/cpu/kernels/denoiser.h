@@ -169,12 +169,17 @@ struct Network {
     add(RowMajor<T>{rows_of(m.hidden, m.hidden_stride), m.hidden_stride}, w.fc2, tape, 2, row(8));
   }
 
-  // What a tape that keeps h[0], qkv, Q, the attended and the last branch of a block leaves out, in three products,
-  // without any attention.
+  // What a tape that keeps h[0], the attended and the last branch of a block leaves out, in five products, without any
+  // attention.
   void complete(Index layer, const Modulation<T>& modulation, const Tape<T>& tape) const {
     const BlockView<T>& w = denoiser.blocks[layer];
     const auto row = [&](int i) { return modulation.from(i * m.stride); };
+    normalise(tape.h[0], row(0));
+    project(w.qkv, Store<T>{tape.qkv, m.qkv_stride});
     add(ChannelMajor<T>{tape.attended[0], m.lanes}, w.self_out, tape, 0, row(2));
+    normalise(tape.h[1], row(3));
+    project(w.q, Store<T>{m.q, m.stride});
+    transpose(static_cast<const T*>(m.q), m.stride, group.rows, denoiser.width, tape.cross_q, m.lanes);
     add(ChannelMajor<T>{tape.attended[1], m.lanes}, w.cross_out, tape, 1, row(5));
     normalise(tape.h[2], row(6));
     project(w.fc1, Store<T>{tape.before_gelu, m.hidden_stride});

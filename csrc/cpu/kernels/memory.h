@@ -22,20 +22,19 @@ struct Tape {
   T* branch[3];      // (rows, stride) what each part adds before its gate, or null
 };
 
-// Where the kept part of a group's tapes lies: for each step and layer h[0], qkv, Q, the attended of both attentions and
-// their norms, and the last branch; then, for each step, the last h[3].
+// Where the kept part of a group's tapes lies: for each step and layer h[0], the attended of both attentions and their
+// norms, and the last branch; then, for each step, the last h[3]. Everything else is a product away.
 template <class T>
 struct KeptLayout {
-  Index rows_size, qkv_size, lines_size, norms_size, layer_size, step_size;
+  Index rows_size, lines_size, norms_size, layer_size, step_size;
 
   template <class Memory>
   KeptLayout(const DenoiserView<T>& denoiser, const Group& group, const Memory& m) {
     constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
     rows_size = round_up(group.rows * m.stride, kLine);
-    qkv_size = round_up(group.rows * m.qkv_stride + kLanes<T>, kLine);
     lines_size = round_up(round_up(denoiser.width, 8) * m.lanes, kLine);
     norms_size = round_up(2 * denoiser.heads * m.lanes + kLanes<T>, kLine);
-    layer_size = 2 * rows_size + qkv_size + 3 * lines_size + 2 * norms_size;
+    layer_size = 2 * (rows_size + lines_size + norms_size);
     step_size = denoiser.layers * layer_size + rows_size + kLine;
   }
 
@@ -49,8 +48,6 @@ struct KeptLayout {
       return taken;
     };
     result.h[0] = take(rows_size);
-    result.qkv = take(qkv_size);
-    result.cross_q = take(lines_size);
     for (int i = 0; i < 2; ++i) {
       result.attended[i] = take(lines_size);
       result.norms[i] = take(norms_size);
