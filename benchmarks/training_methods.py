@@ -1,8 +1,8 @@
 """How the diffusion of a training step is computed: by this package, or by one of its opponents in plain PyTorch.
 
-A method serves a whole model: while it is installed, the reverse chains (`sample_many`) and the network of Eq. 3 (the
-forward pass of `Denoiser`) are its own, and everything around them is the package's. The opponents draw their noise by
-torch, unless the gate asks for the numbers that the package draws.
+A method serves a whole model: while it is installed, the reverse chains (`sample_many`) and Eq. 3 (`denoising_loss`)
+are its own, and everything around them is the package's. The opponents draw their noise by torch, unless the gate asks
+for the numbers that the package draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,19 +63,23 @@ class Naive:
 
     @contextmanager
     def installed(self):
-        """Chains, network and noise in the ``with`` block are this method's."""
-
-        def forward(denoiser, x, t, encoded, token_mask=None, key_mask=None):
-            return self.network(denoiser, x, features_of(t, x), encoded, _masks(token_mask, key_mask))
-
+        """Chains and Eq. 3 in the ``with`` block are this method's."""
         with ExitStack() as stack:
             stack.enter_context(patch.object(rohydr, "sample_many", self.chains))
-            stack.enter_context(patch.object(Denoiser, "forward", forward))
-            stack.enter_context(patch.object(generator, "step_noise", self.draw))
+            stack.enter_context(patch.object(generator, "denoising_loss", self.denoising_loss))
             yield
 
     def max_memory(self, requests: Sequence[SampleRequest]) -> None:
         """PyTorch knows no limit."""
+
+    def denoising_loss(self, process, denoiser, x_0, t, encoded, noise, *, token_mask=None, key_mask=None) -> Tensor:
+        """Eq. 3; arguments as those of the package's."""
+        eps = self.draw(x_0, noise, step=0, stream=Stream.FORWARD)
+        previous = self.draw(x_0, noise, step=0, stream=Stream.FORWARD_PREVIOUS) if process.loss == "nll" else None
+        drawn = process.sample(x_0, t, eps, previous)
+        masks = _masks(token_mask, key_mask)
+        prediction, v = self.network(denoiser, drawn.x_t, features_of(t, x_0), encoded, masks)
+        return process.eq3_loss(drawn, prediction, v, token_mask)
 
     def chains(self, requests: Sequence[SampleRequest], *, max_memory: int | None = None) -> list[Tensor]:
         """x_0 (B, T, C) of each request."""

@@ -6,7 +6,7 @@ import pytest
 
 from rohydr_fast import _native
 
-FORWARD = ("cross_attention", "denoiser_block", "denoiser", "reverse_loop")
+FORWARD = ("cross_attention", "denoiser_block", "denoiser", "diffusion_loss", "reverse_loop")
 FUSED = (*FORWARD, "denoiser_block_backward", "denoiser_backward", "reverse_loop_backward")
 
 needs_core = pytest.mark.skipif(not _native.status()[0], reason=_native.status()[1])

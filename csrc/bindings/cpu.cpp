@@ -43,6 +43,7 @@ void bind_cpu(py::module_& m) {
   bind_loops(m);
   bind_networks(m);
   bind_conditioning(m);
+  bind_diffusion_loss(m);
   m.def("cpu_isas", &isa_names, "Instruction sets that can be used here, best first.");
   m.def("cpu_isa", [] { return isa_name(selected_isa()); }, "The instruction set in use.");
   m.def("fma_peak", &fma_peak, py::arg("isa"), py::arg("milliseconds"), "GFLOP/s of multiply-adds, one thread.");

@@ -8,8 +8,6 @@
 namespace rohydr {
 namespace {
 
-constexpr std::int64_t kSampleIdEnd = std::int64_t{1} << 48;
-
 // What forward and backward have in common, from a tuple that starts with: packed, x or states, position,
 // modulation_blocks, modulation_final, cond_kv, coefficients, seed, sample_ids, modality, token_mask, key_mask.
 template <class T>
@@ -39,12 +37,7 @@ ReverseLoopRequest<T> loop_request(const char* op, const PackedObject& object, c
       pointer<T>(array<T>(op, chain[3], name("modulation_blocks"), {steps, shape.layers, 9, shape.width}));
   r.final_modulation = pointer<T>(array<T>(op, chain[4], name("modulation_final"), {steps, 2, shape.width}));
   r.seed = integer(op, chain[7], name("seed").c_str(), UINT64_MAX);
-  r.sample_ids = pointer<std::int64_t>(array<std::int64_t>(op, chain[8], name("sample_ids"), {samples}));
-  for (std::int64_t i = 0; i < samples; ++i) {
-    RH_CHECK(r.sample_ids[i] >= 0 && r.sample_ids[i] < kSampleIdEnd,
-             op << ": " << name("sample_ids") << " must be in [0, " << kSampleIdEnd << "), got " << r.sample_ids[i]
-                << ". Use 48-bit ids.");
-  }
+  r.sample_ids = sample_ids_of(op, chain[8], name("sample_ids"), samples);
   r.modality = static_cast<std::uint32_t>(integer(op, chain[9], name("modality").c_str(), 255));
   r.batch = {samples, tokens, keys, mask(op, chain[10], name("token_mask"), samples, tokens),
              mask(op, chain[11], name("key_mask"), samples, keys)};
@@ -118,7 +111,7 @@ void read_chains(const char* op, const py::object& chains, std::size_t size, con
              op << ": chains[" << i << "] must be a tuple of " << size << ", got "
                 << std::string(py::str(py::type::of(list[i]))) << ". See rohydr_fast.ops.library.");
     const py::tuple chain = list[i];
-    const PackedObject& object = *packed_of(op, chain[0], prefix + "packed", true);
+    const PackedObject& object = *packed_of(op, chain[0], prefix + "packed", Packing::kDenoiser);
     if (object.is_double()) {
       make_doubles(object, chain, prefix);
     } else {
@@ -145,7 +138,7 @@ void reverse_loop(const py::object& chains, const py::object& threads) {
 std::int64_t reverse_loop_tape_size(const py::object& packed, const py::object& samples, const py::object& tokens,
                                     const py::object& token_mask, const py::object& steps) {
   constexpr const char* op = "reverse_loop_tape_size";
-  const PackedObject& object = *packed_of(op, packed, "packed", true);
+  const PackedObject& object = *packed_of(op, packed, "packed", Packing::kDenoiser);
   const auto size = [&](const py::object& value, const char* name) {
     return static_cast<std::int64_t>(integer(op, value, name, kSizeMax - 1));
   };

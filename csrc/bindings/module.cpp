@@ -6,7 +6,7 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr int kInterface = 3;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
+constexpr int kInterface = 4;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
 
 py::dict build_info() {
   py::dict info;

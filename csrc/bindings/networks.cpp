@@ -82,7 +82,7 @@ void denoiser_of(const PackedObject& object, const py::object& x, const py::obje
 void denoiser(const py::object& packed, const py::object& x, const py::object& position, const py::object& blocks,
               const py::object& last, const py::object& cond_kv, const py::object& token_mask,
               const py::object& key_mask, const py::object& out, const py::object& threads, const py::object& tape) {
-  const PackedObject& object = *packed_of("denoiser", packed, "packed", true);
+  const PackedObject& object = *packed_of("denoiser", packed, "packed", Packing::kDenoiser);
   const int count = thread_count("denoiser", threads);
   if (object.is_double()) {
     denoiser_of<double>(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out, count, tape);
@@ -126,7 +126,7 @@ void denoiser_backward(const py::object& packed, const py::object& x, const py::
                        const py::object& x_gradient, const py::object& blocks_gradient,
                        const py::object& last_gradient, const py::object& cond_gradient, const py::object& gradients,
                        const py::object& threads, const py::object& tape) {
-  const PackedObject& object = *packed_of("denoiser_backward", packed, "packed", true);
+  const PackedObject& object = *packed_of("denoiser_backward", packed, "packed", Packing::kDenoiser);
   const int count = thread_count("denoiser_backward", threads);
   const auto run = [&](auto function) {
     function(object, x, position, blocks, last, cond_kv, token_mask, key_mask, out_gradient, x_gradient,
@@ -167,7 +167,7 @@ void denoiser_block_of(const PackedObject& object, const py::object& x, const py
 void denoiser_block(const py::object& packed, const py::object& x, const py::object& modulation,
                     const py::object& cond_kv, const py::object& token_mask, const py::object& key_mask,
                     const py::object& out, const py::object& threads) {
-  const PackedObject& object = *packed_of("denoiser_block", packed, "packed", false);
+  const PackedObject& object = *packed_of("denoiser_block", packed, "packed", Packing::kBlock);
   const int count = thread_count("denoiser_block", threads);
   if (object.is_double()) {
     denoiser_block_of<double>(object, x, modulation, cond_kv, token_mask, key_mask, out, count);
@@ -203,7 +203,7 @@ void denoiser_block_backward(const py::object& packed, const py::object& x, cons
                              const py::object& out_gradient, const py::object& x_gradient,
                              const py::object& modulation_gradient, const py::object& cond_gradient,
                              const py::object& gradients, const py::object& threads) {
-  const PackedObject& object = *packed_of("denoiser_block_backward", packed, "packed", false);
+  const PackedObject& object = *packed_of("denoiser_block_backward", packed, "packed", Packing::kBlock);
   const int count = thread_count("denoiser_block_backward", threads);
   const auto run = [&](auto function) {
     function(object, x, modulation, cond_kv, token_mask, key_mask, out_gradient, x_gradient, modulation_gradient,

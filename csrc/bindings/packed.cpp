@@ -4,6 +4,8 @@
 namespace rohydr {
 namespace {
 
+constexpr std::int64_t kSampleIdEnd = std::int64_t{1} << 48;
+
 class ArrayReader {
  public:
   ArrayReader(const char* op, const py::list& arrays, bool doubles) : op_(op), arrays_(arrays), doubles_(doubles) {}
@@ -49,6 +51,21 @@ class ArrayReader {
     take("fc2_bias", {width});
   }
 
+  // K and V of a layer, which come as one matrix, as two.
+  void take_condition(std::int64_t width) {
+    take("kv_weight", {2 * width, width});
+    take("kv_bias", {2 * width});
+    const WeightArray bias = taken_.back(), weight = taken_[taken_.size() - 2];
+    taken_.resize(taken_.size() - 2);
+    for (int half = 0; half < 2; ++half) {
+      for (const WeightArray& both : {weight, bias}) {
+        WeightArray one{both.data, both.type, both.count / 2};
+        one.data = static_cast<const char*>(both.data) + half * one.bytes();
+        taken_.push_back(one);
+      }
+    }
+  }
+
   std::vector<WeightArray> taken() { return std::move(taken_); }
 
  private:
@@ -67,17 +84,19 @@ std::int64_t second_size(const char* op, const py::list& arrays, std::size_t ind
 }
 
 std::unique_ptr<PackedObject> packed(const char* op, const py::object& sequence, const py::object& num_heads,
-                                     bool doubles, bool whole) {
+                                     bool doubles, Packing kind) {
+  const bool whole = kind != Packing::kBlock, condition = kind == Packing::kDiffusionLoss;
   RH_CHECK(py::isinstance<py::list>(sequence) || py::isinstance<py::tuple>(sequence),
            op << ": arrays must be a list, got " << Py_TYPE(sequence.ptr())->tp_name << ". Pass one.");
   auto result = std::make_unique<PackedObject>();
+  result->kind = kind;
   result->arrays = py::list(py::tuple(sequence));  // a new list: the caller's may change
-  const std::size_t count = result->arrays.size(), ends = whole ? 4 : 0;
-  RH_CHECK(count >= ends + 12 && (count - ends) % 12 == 0 && (whole || count == 12),
-           op << ": arrays must be " << (whole ? "4 and 12 for each block" : "12") << ", got " << count
-              << ". Pass weights in order of use.");
+  const std::size_t count = result->arrays.size(), ends = whole ? 4 : 0, of_block = condition ? 14 : 12;
+  RH_CHECK(count >= ends + of_block && (count - ends) % of_block == 0 && (whole || count == of_block),
+           op << ": arrays must be " << (whole ? "4 and " : "") << of_block << (whole ? " for each block" : "")
+              << ", got " << count << ". Pass weights in order of use.");
   DenoiserShape shape{};
-  shape.layers = static_cast<std::int64_t>((count - ends) / 12);
+  shape.layers = static_cast<std::int64_t>((count - ends) / of_block);
   shape.heads = static_cast<std::int64_t>(integer(op, num_heads, "num_heads", kSizeMax - 1));
   shape.hidden = -1;
   ArrayReader reader(op, result->arrays, doubles);
@@ -96,10 +115,11 @@ std::unique_ptr<PackedObject> packed(const char* op, const py::object& sequence,
     reader.take("out_weight", {2 * shape.channels, shape.width});
     reader.take("out_bias", {2 * shape.channels});
   }
+  for (std::int64_t layer = 0; condition && layer < shape.layers; ++layer) reader.take_condition(shape.width);
   if (doubles) {
-    result->weights = std::make_unique<PackedWeights<double>>(shape, reader.taken());
+    result->weights = std::make_unique<PackedWeights<double>>(shape, reader.taken(), condition);
   } else {
-    result->weights = std::make_unique<PackedWeights<float>>(shape, reader.taken());
+    result->weights = std::make_unique<PackedWeights<float>>(shape, reader.taken(), condition);
   }
   return result;
 }
@@ -117,15 +137,32 @@ bool refresh(PackedObject& object) {
 
 }  // namespace
 
-const PackedObject* packed_of(const char* op, const py::handle& value, const std::string& name, bool whole) {
-  RH_CHECK(py::isinstance<PackedObject>(value), op << ": " << name << " must be from pack_"
-                                                   << (whole ? "denoiser" : "block") << ", got "
+const PackedObject* packed_of(const char* op, const py::handle& value, const std::string& name, Packing kind) {
+  struct Name {
+    const char *what, *function;
+  };
+  const auto name_of = [](Packing which) -> Name {
+    if (which == Packing::kBlock) return {"one block", "pack_block"};
+    if (which == Packing::kDenoiser) return {"a whole denoiser", "pack_denoiser"};
+    return {"a denoiser with K and V of the condition", "pack_diffusion_loss"};
+  };
+  const Name wanted = name_of(kind);
+  RH_CHECK(py::isinstance<PackedObject>(value), op << ": " << name << " must be from " << wanted.function << ", got "
                                                    << Py_TYPE(value.ptr())->tp_name << ". Pack the weights first.");
   const PackedObject* object = value.cast<const PackedObject*>();
-  RH_CHECK((object->shape().channels > 0) == whole,
-           op << ": " << name << " must be " << (whole ? "a whole denoiser" : "one block") << ", got "
-              << (whole ? "a block. Use pack_denoiser." : "a whole denoiser. Use pack_block."));
+  RH_CHECK(object->kind == kind, op << ": " << name << " must be " << wanted.what << ", got "
+                                    << name_of(object->kind).what << ". Use " << wanted.function << ".");
   return object;
+}
+
+const std::int64_t* sample_ids_of(const char* op, const py::object& value, const std::string& name,
+                                  std::int64_t samples) {
+  const auto* const ids = pointer<std::int64_t>(array<std::int64_t>(op, value, name, {samples}));
+  for (std::int64_t i = 0; i < samples; ++i) {
+    RH_CHECK(ids[i] >= 0 && ids[i] < kSampleIdEnd,
+             op << ": " << name << " must be in [0, " << kSampleIdEnd << "), got " << ids[i] << ". Use 48-bit ids.");
+  }
+  return ids;
 }
 
 const bool* mask(const char* op, const py::object& value, const std::string& name, std::int64_t rows,
@@ -163,18 +200,18 @@ void bind_packed(py::module_& m) {
       .def_property_readonly("packs", [](const PackedObject& object) {
         return object.is_double() ? object.get<double>()->packs() : object.get<float>()->packs();
       });
-  m.def(
-      "pack_denoiser",
-      [](const py::object& arrays, const py::object& num_heads, const py::object& doubles) {
-        return packed("pack_denoiser", arrays, num_heads, boolean("pack_denoiser", doubles, "double"), true);
-      },
-      py::arg("arrays"), py::arg("num_heads"), py::arg("double"), "Weights of a denoiser, in order of use.");
-  m.def(
-      "pack_block",
-      [](const py::object& arrays, const py::object& num_heads, const py::object& doubles) {
-        return packed("pack_block", arrays, num_heads, boolean("pack_block", doubles, "double"), false);
-      },
-      py::arg("arrays"), py::arg("num_heads"), py::arg("double"), "Weights of one block, in order of use.");
+  const auto define = [&m](const char* name, Packing kind, const char* what) {
+    m.def(
+        name,
+        [name, kind](const py::object& arrays, const py::object& num_heads, const py::object& doubles) {
+          return packed(name, arrays, num_heads, boolean(name, doubles, "double"), kind);
+        },
+        py::arg("arrays"), py::arg("num_heads"), py::arg("double"), what);
+  };
+  define("pack_denoiser", Packing::kDenoiser, "Weights of a denoiser, in order of use.");
+  define("pack_block", Packing::kBlock, "Weights of one block, in order of use.");
+  define("pack_diffusion_loss", Packing::kDiffusionLoss,
+         "Weights of a denoiser, in order of use, and then of K and V of each layer.");
 }
 
 }  // namespace rohydr

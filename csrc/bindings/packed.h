@@ -14,8 +14,12 @@ namespace rohydr {
 
 constexpr std::int64_t kSizeMax = std::int64_t{1} << 31;  // lists of tokens and keys are 32-bit
 
+// What was packed: one block, a whole denoiser, or one with K and V of the condition, for Eq. 3.
+enum class Packing { kBlock, kDenoiser, kDiffusionLoss };
+
 // The packed weights together with the arrays that they came from.
 struct PackedObject {
+  Packing kind;
   py::list arrays;
   std::variant<std::unique_ptr<PackedWeights<float>>, std::unique_ptr<PackedWeights<double>>> weights;
 
@@ -29,13 +33,15 @@ struct PackedObject {
   }
 };
 
-// `value` as packed weights of a whole denoiser, or of one block.
-const PackedObject* packed_of(const char* op, const py::handle& value, const std::string& name, bool whole);
+// `value` as packed weights of that kind.
+const PackedObject* packed_of(const char* op, const py::handle& value, const std::string& name, Packing kind);
 
 const bool* mask(const char* op, const py::object& value, const std::string& name, std::int64_t rows,
                  std::int64_t columns);
 bool boolean(const char* op, const py::object& value, const char* name);
 int thread_count(const char* op, const py::object& threads);
+const std::int64_t* sample_ids_of(const char* op, const py::object& value, const std::string& name,
+                                  std::int64_t samples);
 void check_keys(const char* op, std::int64_t keys);
 
 template <class T>
@@ -65,6 +71,7 @@ std::vector<T*> weight_gradients(const char* op, const PackedObject& object, con
 }
 
 void bind_conditioning(py::module_& m);
+void bind_diffusion_loss(py::module_& m);
 void bind_packed(py::module_& m);
 void bind_loops(py::module_& m);
 void bind_networks(py::module_& m);

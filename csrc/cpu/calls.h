@@ -93,6 +93,29 @@ struct DenoiserBackwardRequest {
   std::vector<T*> weight_gradients;
 };
 
+// Eq. 3; shapes as in rohydr_fast/ops/diffusion_loss/reference.py. Gradients are those of the loss.
+template <class T>
+struct DiffusionLossRequest {
+  PackedWeights<T>* weights;  // with K and V of the condition
+  Batch batch;
+  const T* x_0;               // (B, T, C)
+  const T* rows;              // (B, kLossColumns)
+  Loss loss;
+  const T* position;          // (T, W)
+  const T* block_modulation;  // (M, L, 9, W)
+  const T* final_modulation;  // (M, 2, W)
+  std::int64_t modulations;   // M: 1 or B
+  const T* encoded;           // (B, S, W)
+  std::uint64_t seed;
+  const std::int64_t* sample_ids;  // (B)
+  std::uint32_t modality;
+  T* out;                          // (1)
+  T* block_modulation_gradient;    // all null for the loss alone
+  T* final_modulation_gradient;
+  T* encoded_gradient;             // (B, S, W)
+  std::vector<T*> weight_gradients;  // in order of use, K and V of each layer last
+};
+
 template <class T>
 struct DenoiserBlockRequest {
   PackedWeights<T>* weights;
@@ -140,6 +163,8 @@ template <class T>
 void run_denoiser_block_backward(const DenoiserBlockBackwardRequest<T>& request, Isa isa, int threads);
 template <class T>
 void run_denoiser_block(const DenoiserBlockRequest<T>& request, Isa isa, int threads);
+template <class T>
+void run_diffusion_loss(const DiffusionLossRequest<T>& request, Isa isa, int threads);
 template <class T>
 void run_cross_attention(const CrossAttentionRequest<T>& request, Isa isa, int threads);
 

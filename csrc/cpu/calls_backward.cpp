@@ -7,51 +7,16 @@
 namespace rohydr {
 namespace {
 
-// Runs `run(owner, group, gradient, memory)` for every group, the units of all owners shared out to the threads.
-template <class T, class WorkspaceOf, class Run>
-void run_units(const std::vector<UnitSums<T>*>& owners, int threads, const WorkspaceOf& workspace_of, const Run& run) {
-  std::vector<Task> tasks;
-  std::vector<std::pair<std::size_t, std::size_t>> places;  // (owner, unit)
-  for (std::size_t owner = 0; owner < owners.size(); ++owner) {
-    for (std::size_t unit = 0; unit < owners[owner]->count(); ++unit) {
-      const auto number = static_cast<int>(places.size());
-      tasks.push_back({owners[owner]->groups(unit).front(), number, owners[owner]->cost(unit)});
-      places.emplace_back(owner, unit);
-    }
-  }
-  std::vector<T*> memory;
-  run_tasks(
-      tasks, threads, 1,
-      [&](int teams, int) {
-        memory = reserve_teams<T>(tasks, teams, [&](const Task& task) {
-          const auto [owner, unit] = places[static_cast<std::size_t>(task.owner)];
-          std::int64_t most = 0;
-          for (const Group* group : owners[owner]->groups(unit)) most = std::max(most, workspace_of(owner, *group));
-          return most;
-        });
-      },
-      [&](const Task& task, const Team&, int number) {
-        const auto [owner, unit] = places[static_cast<std::size_t>(task.owner)];
-        T* const place = memory[static_cast<std::size_t>(number)];
-        std::unique_ptr<UnitGradient<T>> gradient = owners[owner]->start();
-        for (const Group* group : owners[owner]->groups(unit)) {
-          count_range_hits(run(owner, *group, gradient->gradient, place));
-        }
-        owners[owner]->end(unit, std::move(gradient));
-      });
-}
-
 template <class T>
 struct PreparedBackward {
   PreparedBackward(const ReverseLoopBackwardRequest<T>& r, const Kernels<T>& kernels, NormalKernel normals, int number)
       : loop(r.forward, kernels, backward_rows(r.forward.weights->shape(), r.forward.batch), normals, true),
-        sums(r.forward.weights->shape(), kernels, loop.grouping, r.forward.steps, number) {
+        sums(*r.forward.weights, kernels, loop.grouping, r.forward.steps, number) {
     const Batch& batch = r.forward.batch;
     const DenoiserShape& shape = r.forward.weights->shape();
     std::fill_n(r.x_gradient, batch.samples * batch.tokens * shape.channels, T(0));
-    std::fill_n(r.condition_gradient, shape.layers * 2 * batch.samples * batch.keys * shape.width, T(0));
-    call = {loop.call,      loop.weights->transposed, r.forward.states,    r.forward.kept,
-            r.out_gradient, r.x_gradient,             r.condition_gradient};
+    call = {loop.call,      loop.weights->transposed, r.forward.states, r.forward.kept, r.out_gradient, r.x_gradient,
+            cleared_condition_gradient(r.condition_gradient, batch, shape.layers, shape.width)};
   }
 
   PreparedLoop<T> loop;
@@ -92,24 +57,21 @@ void run_denoiser_backward(const DenoiserBackwardRequest<T>& r, Isa isa, int thr
   const PreparedDenoiser<T> prepared(r.forward, kernels, backward_rows(shape, r.forward.batch), true);
   const Batch& batch = r.forward.batch;
   std::fill_n(r.x_gradient, batch.samples * batch.tokens * shape.channels, T(0));
-  std::fill_n(r.condition_gradient, shape.layers * 2 * batch.samples * batch.keys * shape.width, T(0));
-  const std::int64_t own = r.forward.modulations > 1 ? r.forward.modulations : 0;  // tables that one sample alone reads
-  SampleRows<T> blocks(r.block_modulation_gradient, own * shape.layers * 9, shape.width, prepared.stride);
-  SampleRows<T> last(r.final_modulation_gradient, own * 2, shape.width, prepared.stride);
-  UnitSums<T> sums(shape, kernels, prepared.grouping, r.forward.modulations == 1 ? 1 : 0);
-  const DenoiserBackwardCall<T> call{prepared.call, prepared.weights->transposed, r.out_gradient, r.x_gradient,
-                                     r.condition_gradient};
+  OwnModulation<T> own(r.forward.modulations, shape, prepared.stride, r.block_modulation_gradient,
+                       r.final_modulation_gradient);
+  UnitSums<T> sums(*r.forward.weights, kernels, prepared.grouping, r.forward.modulations == 1 ? 1 : 0);
+  const DenoiserBackwardCall<T> call{
+      prepared.call, prepared.weights->transposed, r.out_gradient, r.x_gradient,
+      cleared_condition_gradient(r.condition_gradient, batch, shape.layers, shape.width)};
   run_units<T>(
       {&sums}, threads,
       [&](std::size_t, const Group& group) { return kernels.backward_workspace(call.forward.denoiser, group); },
       [&](std::size_t, const Group& group, DenoiserGradient<T> gradient, T* memory) {
-        if (own > 0) gradient.block_modulation = blocks.data();
-        if (own > 0) gradient.final_modulation = last.data();
+        own.place(gradient);
         return kernels.denoiser_backward(call, gradient, group, memory);
       });
   sums.finish(r.weight_gradients, r.block_modulation_gradient, r.final_modulation_gradient);
-  blocks.finish();
-  last.finish();
+  own.finish();
 }
 
 template <class T>
@@ -120,12 +82,11 @@ void run_denoiser_block_backward(const DenoiserBlockBackwardRequest<T>& r, Isa i
   const Batch& batch = r.forward.batch;
   const std::int64_t width = r.forward.weights->shape().width;
   std::fill_n(r.x_gradient, batch.samples * batch.tokens * width, T(0));
-  std::fill_n(r.condition_gradient, 2 * batch.samples * batch.keys * width, T(0));
   const std::int64_t own = r.forward.modulations > 1 ? r.forward.modulations : 0;
   SampleRows<T> rows_of_samples(r.modulation_gradient, own * 9, width, prepared.stride);
-  UnitSums<T> sums(r.forward.weights->shape(), kernels, prepared.grouping, r.forward.modulations == 1 ? 1 : 0);
+  UnitSums<T> sums(*r.forward.weights, kernels, prepared.grouping, r.forward.modulations == 1 ? 1 : 0);
   const BlockBackwardCall<T> call{prepared.call, prepared.weights->transposed, r.out_gradient, r.x_gradient,
-                                  r.condition_gradient};
+                                  cleared_condition_gradient(r.condition_gradient, batch, 1, width)};
   run_units<T>(
       {&sums}, threads,
       [&](std::size_t, const Group& group) { return kernels.backward_workspace(call.forward.denoiser, group); },

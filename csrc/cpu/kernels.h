@@ -23,6 +23,7 @@ struct PackedMatrix {
 template <class T>
 struct BlockView {
   PackedMatrix<T> qkv, self_out, q, cross_out, fc1, fc2;  // q and the q of qkv times log2(e) / sqrt(D)
+  PackedMatrix<T> k, v;  // of the condition; empty unless they were packed too
 };
 
 template <class T>
@@ -51,6 +52,7 @@ struct MatrixGradient {
 template <class T>
 struct BlockGradient {
   MatrixGradient<T> qkv, self_out, q, cross_out, fc1, fc2;
+  MatrixGradient<T> k, v;  // as in BlockView
 };
 
 template <class T>
@@ -68,6 +70,7 @@ struct Member {
   std::int64_t rows;
   const std::int32_t* keys;
   std::int64_t key_count;
+  std::int64_t key_row;    // of the condition: its first key is there
 };
 
 // Samples that one team takes through the whole loop together, so that short clips fill the tiles too.
@@ -88,11 +91,20 @@ struct Team {
   void* barrier;
 };
 
-// The condition of a batch. K of layer l and sample b: data + ((2 l) batch + b) keys width; V one `batch` further.
+// Keys and values of the condition. Those of layer l and a member start at data + l layer_size + key_row stride, and
+// value_offset further.
 template <class T>
 struct Condition {
-  const T* data;  // (L, 2, B, S, W)
-  std::int64_t batch, keys;
+  const T* data;
+  std::int64_t layer_size, value_offset, stride;
+};
+
+// Where their gradients are added up, in the same way; layers that share room, one after the other, have a layer_size
+// of 0.
+template <class T>
+struct ConditionGradient {
+  T* data;
+  std::int64_t layer_size;
 };
 
 // One modality's reverse diffusion. `stride` is W rounded up to whole vectors; tables are padded with 0 to it.
@@ -112,7 +124,7 @@ struct LoopCall {
   const std::int64_t* sample_ids;
   PhiloxRequest noise;  // seed, modality, stream
   NormalKernel normals;
-  std::int64_t tokens, steps;
+  std::int64_t samples, tokens, steps;
 };
 
 // The way back through all steps that the call holds. x_t of every step comes from the forward; its activations do too,
@@ -125,7 +137,7 @@ struct BackwardCall {
   const T* kept;          // activations of the forward, or null: they are computed again
   const T* out_gradient;  // (B, T, C)
   T* x_gradient;          // (B, T, C) of x_K
-  T* condition_gradient;  // like Condition::data, added to
+  ConditionGradient<T> condition_gradient;
 };
 
 // The network of Eq. 2 once, at each sample's own step or at one for all.
@@ -149,7 +161,33 @@ struct DenoiserBackwardCall {
   TransposedView<T> transposed;
   const T* out_gradient;  // (B, T, 2C)
   T* x_gradient;          // (B, T, C)
-  T* condition_gradient;  // like Condition::data, added to
+  ConditionGradient<T> condition_gradient;
+};
+
+constexpr std::uint32_t kForwardStream = 2, kForwardPreviousStream = 3;  // of rohydr_fast/ops/philox
+
+// What Eq. 3 takes the mean of, see rohydr_fast/ops/diffusion_loss.
+enum class Loss { kNll, kKl, kHybrid };
+
+// A sample's row of the table of Eq. 3.
+enum LossColumn { kSignal, kNoise, kTargetX0, kTargetEps, kMeanX0, kMeanXt, kDeviation, kCx, kCp, kLogBeta,
+                  kLogPosterior, kLossColumns };
+
+// Eq. 3 with its gradients: x_t is drawn, the network runs, and goes back from the loss at once.
+template <class T>
+struct LossCall {
+  DenoiserCall<T> forward;  // x is x_0; condition, out and kept are not read
+  TransposedView<T> transposed;
+  Loss loss;
+  const T* rows;     // (B, kLossColumns)
+  const T* encoded;  // E (B, S, W)
+  std::int64_t keys;  // S
+  const std::int64_t* sample_ids;
+  PhiloxRequest noise;  // seed, modality
+  NormalKernel normals;
+  T scale;              // of the gradients
+  double* sums;         // (B) of the loss over each sample's elements
+  T* encoded_gradient;  // (B, S, W), written where a key exists; null for the loss alone
 };
 
 template <class T>
@@ -169,7 +207,7 @@ struct BlockBackwardCall {
   TransposedView<T> transposed;
   const T* out_gradient;  // (B, T, W)
   T* x_gradient;          // (B, T, W)
-  T* condition_gradient;  // like Condition::data, added to
+  ConditionGradient<T> condition_gradient;
 };
 
 template <class T>
@@ -217,6 +255,9 @@ struct Kernels {
                                     const Group& group, T* memory);
   std::int64_t (*denoiser_block_backward)(const BlockBackwardCall<T>& call, const DenoiserGradient<T>& gradient,
                                           const Group& group, T* memory);
+  std::int64_t (*loss_workspace)(const DenoiserView<T>& denoiser, const Group& group);
+  std::int64_t (*diffusion_loss)(const LossCall<T>& call, const DenoiserGradient<T>& gradient, const Group& group,
+                                 T* memory);
   std::int64_t (*linears_workspace)(std::int64_t depth);
   // kLinearsColumns columns of one layer, for some rows.
   void (*linears)(const LinearsCall<T>& call, std::int64_t matrix, std::int64_t column, std::int64_t first,

@@ -38,8 +38,10 @@ T widened(const WeightArray& array, std::int64_t index) {
 template <class T>
 class Packer {
  public:
-  Packer(const DenoiserShape& shape, const std::vector<WeightArray>& arrays, int lanes, int tile_vectors)
-      : shape_(shape), arrays_(arrays), lanes_(lanes), panel_(static_cast<std::int64_t>(lanes) * tile_vectors) {}
+  Packer(const DenoiserShape& shape, const std::vector<WeightArray>& arrays, bool condition, int lanes,
+         int tile_vectors)
+      : shape_(shape), arrays_(arrays), condition_(condition), lanes_(lanes),
+        panel_(static_cast<std::int64_t>(lanes) * tile_vectors) {}
 
   void pack(PackedArena<T>& result) {
     const auto [layers, channels, width, heads, hidden] = shape_;
@@ -90,6 +92,11 @@ class Packer {
       view.fc2 = visit(width, hidden, 0);
     }
     if (channels > 0) out = visit(2 * channels, width, 0);
+    if (!condition_) return;
+    for (BlockView<T>& view : blocks) {
+      view.k = visit(width, width, 0);
+      view.v = visit(width, width, 0);
+    }
   }
 
   using Room = std::int64_t (Packer::*)(std::int64_t, std::int64_t) const;
@@ -105,7 +112,7 @@ class Packer {
     const auto [layers, channels, width, heads, hidden] = shape_;
     const auto need = [&](std::int64_t columns, std::int64_t depth) { return (this->*room_of)(columns, depth); };
     const std::int64_t block =
-        need(3 * width, width) + 3 * need(width, width) + need(hidden, width) + need(width, hidden);
+        need(3 * width, width) + (condition_ ? 5 : 3) * need(width, width) + need(hidden, width) + need(width, hidden);
     const std::int64_t ends = channels > 0 ? need(width, channels) + need(2 * channels, width) : 0;
     next_ = static_cast<T*>(memory.reserve(static_cast<std::size_t>(layers * block + ends) * sizeof(T)));
     blocks.resize(static_cast<std::size_t>(layers));
@@ -136,6 +143,7 @@ class Packer {
   static constexpr std::int64_t kBlock = 16;
   const DenoiserShape& shape_;
   const std::vector<WeightArray>& arrays_;
+  const bool condition_;
   const int lanes_;
   const std::int64_t panel_;
   T* next_ = nullptr;
@@ -164,8 +172,8 @@ void* Arena::reserve(std::size_t bytes) {
 void Arena::Free::operator()(void* memory) const { std::free(memory); }
 
 template <class T>
-PackedWeights<T>::PackedWeights(const DenoiserShape& shape, std::vector<WeightArray> arrays)
-    : shape_(shape), arrays_(std::move(arrays)) {}
+PackedWeights<T>::PackedWeights(const DenoiserShape& shape, std::vector<WeightArray> arrays, bool condition)
+    : shape_(shape), arrays_(std::move(arrays)), condition_(condition) {}
 
 template <class T>
 std::size_t PackedWeights<T>::bytes() const {
@@ -205,7 +213,7 @@ std::shared_ptr<const PackedArena<T>> PackedWeights<T>::current(const Kernels<T>
     array.data = kept;
     kept += array.bytes();
   }
-  Packer<T> packer(shape_, copied, kernels.lanes, kernels.tile_vectors);
+  Packer<T> packer(shape_, copied, condition_, kernels.lanes, kernels.tile_vectors);
   if (!current) {
     auto fresh = std::make_shared<PackedArena<T>>();  // older ones may still be read by others
     packer.pack(*fresh);

@@ -61,8 +61,9 @@ template <class T>
 class PackedWeights {
  public:
   // `arrays` in order of use: in, in bias, for each layer the 12 of BlockWeights, out, out bias; without the first and
-  // last two when shape.channels is 0. Counts must be those of `shape`.
-  PackedWeights(const DenoiserShape& shape, std::vector<WeightArray> arrays);
+  // last two when shape.channels is 0. Counts must be those of `shape`. With `condition`, four more for each layer: W
+  // and bias of K, and of V.
+  PackedWeights(const DenoiserShape& shape, std::vector<WeightArray> arrays, bool condition = false);
 
   // The weights as they are now: packed again if an array's bytes changed since, or if `kernels` lays out panels in
   // another way. Several threads may ask at once; whoever holds an older result keeps it whole.
@@ -70,6 +71,7 @@ class PackedWeights {
   std::shared_ptr<const PackedArena<T>> current(const Kernels<T>& kernels, bool transposed = false);
 
   const DenoiserShape& shape() const { return shape_; }
+  bool condition() const { return condition_; }
   std::size_t bytes() const;
   std::int64_t packs() const { return packs_.load(); }
 
@@ -78,6 +80,7 @@ class PackedWeights {
 
   const DenoiserShape shape_;
   const std::vector<WeightArray> arrays_;
+  const bool condition_;
   mutable std::mutex mutex_;  // of what follows
   std::vector<char> copy_;
   std::shared_ptr<PackedArena<T>> packed_;

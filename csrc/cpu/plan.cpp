@@ -91,7 +91,7 @@ Grouping::Grouping(const Batch& batch, std::int64_t rows, bool alone)
     if (groups_.empty() || alone || groups_.back().rows + own > rows) {
       groups_.push_back({members_.data() + members_.size(), 0, 0, token_.data() + token_.size(), counting_.data(), 0});
     }
-    Member member{sample, groups_.back().rows, own, counting_.data(), batch.keys};
+    Member member{sample, groups_.back().rows, own, counting_.data(), batch.keys, sample * batch.keys};
     for (std::int64_t t = 0; t < batch.tokens; ++t) {
       if (tokens == nullptr || is_set(tokens, t)) token_.push_back(static_cast<std::int32_t>(t));
     }

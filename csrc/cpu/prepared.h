@@ -90,6 +90,19 @@ std::int64_t place_kept(const Kernels<T>& kernels, const DenoiserView<T>& denois
   return used;
 }
 
+// Keys and values as Python passes them, (L, 2, B, S, W), and their gradients.
+template <class T>
+Condition<T> condition_of(const T* cond_kv, const Batch& batch, std::int64_t width) {
+  const std::int64_t half = batch.samples * batch.keys * width;
+  return {cond_kv, 2 * half, half, width};
+}
+template <class T>
+ConditionGradient<T> cleared_condition_gradient(T* data, const Batch& batch, std::int64_t layers, std::int64_t width) {
+  const std::int64_t layer_size = 2 * batch.samples * batch.keys * width;
+  std::fill_n(data, layers * layer_size, T(0));
+  return {data, layer_size};
+}
+
 template <class T>
 struct PreparedLoop {
   PreparedLoop(const ReverseLoopRequest<T>& r, const Kernels<T>& kernels, std::int64_t rows_of_group,
@@ -102,7 +115,7 @@ struct PreparedLoop {
         coefficients(r.coefficients, r.coefficients + 4 * r.steps),
         grouping(r.batch, rows_of_group, false) {
     call.denoiser = weights->view;
-    call.condition = {r.cond_kv, r.batch.samples, r.batch.keys};
+    call.condition = condition_of(r.cond_kv, r.batch, r.weights->shape().width);
     call.x = r.x;
     call.out = r.out;
     call.kept_steps = r.kept_steps;
@@ -116,6 +129,7 @@ struct PreparedLoop {
     call.sample_ids = r.sample_ids;
     call.noise = {r.seed, nullptr, 0, 0, r.modality, 0, kStepStream};
     call.normals = normals;
+    call.samples = r.batch.samples;
     call.tokens = r.batch.tokens;
     call.steps = r.steps;
   }
@@ -139,7 +153,7 @@ struct PreparedDenoiser {
                          stride),
         final_modulation(r.final_modulation, r.modulations * 2, r.weights->shape().width, stride),
         grouping(r.batch, rows, false),
-        call{weights->view,           {r.cond_kv, r.batch.samples, r.batch.keys}, r.x, r.out, position.data(),
+        call{weights->view, condition_of(r.cond_kv, r.batch, r.weights->shape().width), r.x, r.out, position.data(),
              block_modulation.data(), final_modulation.data(), r.modulations > 1, r.batch.tokens, r.kept} {
     if (r.kept != nullptr) place_kept(kernels, call.denoiser, 1, grouping);
   }
@@ -159,7 +173,7 @@ struct PreparedBlock {
         stride(round_up(r.weights->shape().width, kernels.lanes)),
         modulation(r.modulation, r.modulations * 9, r.weights->shape().width, stride),
         grouping(r.batch, rows, false),
-        call{weights->view, {r.cond_kv, r.batch.samples, r.batch.keys}, r.x, r.out, modulation.data(),
+        call{weights->view, condition_of(r.cond_kv, r.batch, r.weights->shape().width), r.x, r.out, modulation.data(),
              r.modulations > 1, r.batch.tokens} {}
   PreparedBlock(const PreparedBlock&) = delete;
 

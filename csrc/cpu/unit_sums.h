@@ -16,8 +16,9 @@ namespace rohydr {
 template <class T>
 class UnitGradient {
  public:
-  // `tables` rows of modulation: K of a loop. The memory's content is anything.
-  UnitGradient(const DenoiserShape& shape, int lanes, std::int64_t tables, std::int64_t stride, Arena& memory)
+  // `tables` rows of modulation: K of a loop. `condition`: of K and V too. The memory's content is anything.
+  UnitGradient(const DenoiserShape& shape, bool condition, int lanes, std::int64_t tables, std::int64_t stride,
+               Arena& memory)
       : lanes_(lanes), memory_(memory), blocks_(static_cast<std::size_t>(shape.layers)) {
     const auto [layers, channels, width, heads, hidden] = shape;
     for (int pass = 0; pass < 2; ++pass) {  // sizes first, then places
@@ -30,6 +31,8 @@ class UnitGradient {
         block.cross_out = take(width, width);
         block.fc1 = take(hidden, width);
         block.fc2 = take(width, hidden);
+        if (condition) block.k = take(width, width);
+        if (condition) block.v = take(width, width);
       }
       if (channels > 0) gradient.out = take(2 * channels, width);
       gradient.block_modulation = take(tables * layers * 9 * stride);
@@ -113,9 +116,10 @@ class UnitSums {
  public:
   // `tables` rows of modulation that groups share: K of a loop, 1 of a single pass, 0 if each sample has its own, which
   // `finish` does not see. `number` tells requests of one call apart.
-  UnitSums(const DenoiserShape& shape, const Kernels<T>& kernels, const Grouping& grouping, std::int64_t tables,
+  UnitSums(const PackedWeights<T>& weights, const Kernels<T>& kernels, const Grouping& grouping, std::int64_t tables,
            int number = 0)
-      : kernels_(kernels), shape_(shape), stride_(round_up(shape.width, kernels.lanes)), tables_(tables) {
+      : kernels_(kernels), shape_(weights.shape()), condition_(weights.condition()),
+        stride_(round_up(shape_.width, kernels.lanes)), tables_(tables) {
     const std::size_t count = std::min<std::size_t>(kUnits, grouping.groups().size());
     groups_.resize(count);
     costs_.resize(count);
@@ -123,11 +127,11 @@ class UnitSums {
     for (const Group& group : grouping.groups()) {
       const auto unit = static_cast<std::size_t>(std::min_element(costs_.begin(), costs_.end()) - costs_.begin());
       groups_[unit].push_back(&group);
-      costs_[unit] += group_cost(shape, group);
+      costs_[unit] += group_cost(shape_, group);
     }
     for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {  // without any token: zeros all the same
       Arena& memory = kept_arena(Purpose::kGradient, number * static_cast<int>(kUnits) + static_cast<int>(i));
-      unused_.push_back(std::make_unique<UnitGradient<T>>(shape, kernels.lanes, tables, stride_, memory));
+      unused_.push_back(std::make_unique<UnitGradient<T>>(shape_, condition_, kernels.lanes, tables, stride_, memory));
     }
     std::reverse(unused_.begin(), unused_.end());
   }
@@ -180,6 +184,10 @@ class UnitSums {
       exporter.matrix(block.fc2, width, hidden);
     }
     if (channels > 0) exporter.matrix(sum.out, 2 * channels, width);
+    for (std::int64_t layer = 0; condition_ && layer < layers; ++layer) {
+      exporter.matrix(sum.blocks[layer].k, width, width);
+      exporter.matrix(sum.blocks[layer].v, width, width);
+    }
     export_rows(sum.block_modulation, tables_ * layers * 9, width, stride_, block_modulation);
     if (final_modulation != nullptr) export_rows(sum.final_modulation, tables_ * 2, width, stride_, final_modulation);
   }
@@ -187,6 +195,7 @@ class UnitSums {
  private:
   const Kernels<T>& kernels_;
   DenoiserShape shape_;
+  bool condition_;
   std::int64_t stride_, tables_;
   std::vector<std::vector<const Group*>> groups_;
   std::vector<double> costs_;
@@ -215,5 +224,63 @@ class SampleRows {
   std::int64_t rows_, width_, stride_;
   std::vector<T> padded_;
 };
+
+// The gradients of a pass's modulation where each sample has its own; otherwise units add them up.
+template <class T>
+class OwnModulation {
+ public:
+  // `modulations`: M of the request.
+  OwnModulation(std::int64_t modulations, const DenoiserShape& shape, std::int64_t stride, T* blocks, T* last)
+      : count_(modulations > 1 ? modulations : 0), blocks_(blocks, count_ * shape.layers * 9, shape.width, stride),
+        last_(last, count_ * 2, shape.width, stride) {}
+
+  void place(DenoiserGradient<T>& gradient) {
+    if (count_ == 0) return;
+    gradient.block_modulation = blocks_.data();
+    gradient.final_modulation = last_.data();
+  }
+  void finish() {
+    blocks_.finish();
+    last_.finish();
+  }
+
+ private:
+  std::int64_t count_;
+  SampleRows<T> blocks_, last_;
+};
+
+// Runs `run(owner, group, gradient, memory)` for every group, the units of all owners shared out to the threads.
+template <class T, class WorkspaceOf, class Run>
+void run_units(const std::vector<UnitSums<T>*>& owners, int threads, const WorkspaceOf& workspace_of, const Run& run) {
+  std::vector<Task> tasks;
+  std::vector<std::pair<std::size_t, std::size_t>> places;  // (owner, unit)
+  for (std::size_t owner = 0; owner < owners.size(); ++owner) {
+    for (std::size_t unit = 0; unit < owners[owner]->count(); ++unit) {
+      const auto number = static_cast<int>(places.size());
+      tasks.push_back({owners[owner]->groups(unit).front(), number, owners[owner]->cost(unit)});
+      places.emplace_back(owner, unit);
+    }
+  }
+  std::vector<T*> memory;
+  run_tasks(
+      tasks, threads, 1,
+      [&](int teams, int) {
+        memory = reserve_teams<T>(tasks, teams, [&](const Task& task) {
+          const auto [owner, unit] = places[static_cast<std::size_t>(task.owner)];
+          std::int64_t most = 0;
+          for (const Group* group : owners[owner]->groups(unit)) most = std::max(most, workspace_of(owner, *group));
+          return most;
+        });
+      },
+      [&](const Task& task, const Team&, int number) {
+        const auto [owner, unit] = places[static_cast<std::size_t>(task.owner)];
+        T* const place = memory[static_cast<std::size_t>(number)];
+        std::unique_ptr<UnitGradient<T>> gradient = owners[owner]->start();
+        for (const Group* group : owners[owner]->groups(unit)) {
+          count_range_hits(run(owner, *group, gradient->gradient, place));
+        }
+        owners[owner]->end(unit, std::move(gradient));
+      });
+}
 
 }  // namespace rohydr

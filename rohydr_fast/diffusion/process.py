@@ -1,87 +1,102 @@
-"""The forward process q and the training loss of the denoiser, Eq. 3."""
+"""The forward process q and the training loss of the denoiser, Eq. 3, over all N steps of a schedule."""
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import LOSSES
 from ..errors import UsageError
-from ..losses import masked_mean
-from ..ops.reverse_loop.reference import log_variance
+from ..ops.diffusion_loss import ForwardSample, NoiseKey, diffusion_loss
+from ..ops.diffusion_loss.reference import eq3, forward_sample
 from .schedule import Schedule
 
 
-@dataclass(frozen=True)
-class ForwardSample:
-    """One draw of the forward process for each sample of a batch."""
-
-    t: Tensor  # (B,) int64, 1..N
-    x_t: Tensor  # (B, T, C)
-    x_previous: Tensor  # (B, T, C) from q(x_{t-1} | x_t, x_0)
-    mean: Tensor  # (B, T, C) mean of that distribution
-    target: Tensor  # (B, T, C) what the network should predict
-
-
 class DiffusionProcess:
-    """q(x_t | x_0), its posterior, and Eq. 3, over all N steps of a schedule."""
+    """q(x_t | x_0), its posterior, and Eq. 3, for a network that predicts eps, v or x0."""
 
     def __init__(self, schedule: Schedule, prediction: str = "eps", loss: str = "hybrid"):
         if loss not in LOSSES:
             raise UsageError(f"diffusion loss: must be one of {', '.join(LOSSES)}, got {loss!r}.")
         self.schedule, self.prediction, self.loss = schedule, prediction, loss
-        self._rows = schedule.table(schedule.num_steps, prediction).coefficients  # (N, 4)
-        abar = torch.from_numpy(schedule.alphas_bar)
-        alpha, beta = abar[1:] / abar[:-1], 1 - abar[1:] / abar[:-1]
-        self._abar = abar[1:].float()  # (N,)
-        # mean of q(x_{t-1} | x_t, x_0) = c_0 x_0 + c_t x_t; its variance is exactly 0 at t = 1.
-        self._posterior = torch.stack(
-            [
-                abar[:-1].sqrt() * beta / (1 - abar[1:]),
-                alpha.sqrt() * (1 - abar[:-1]) / (1 - abar[1:]),
-                (beta * (1 - abar[:-1]) / (1 - abar[1:])).sqrt(),
-            ],
-            1,
-        ).float()  # (N, 3): c_0, c_t, standard deviation
+        abar = schedule.alphas_bar
+        now, before = abar[1:], abar[:-1]
+        alpha, beta = now / before, 1 - now / before
+        signal, noise = np.sqrt(now), np.sqrt(1 - now)
+        zeros, ones = np.zeros_like(now), np.ones_like(now)
+        target = {"eps": (zeros, ones), "v": (-noise, signal), "x0": (ones, zeros)}[prediction]
+        posterior = (  # of q(x_{t-1} | x_t, x_0); its variance is exactly 0 at t = 1
+            np.sqrt(before) * beta / (1 - now),
+            np.sqrt(alpha) * (1 - before) / (1 - now),
+            np.sqrt(beta * (1 - before) / (1 - now)),
+        )
+        of_q = torch.from_numpy(np.stack([signal, noise, *target, *posterior], 1)).float()
+        self._rows = torch.cat([of_q, schedule.table(schedule.num_steps, prediction).coefficients], 1)  # (N, 11)
 
-    def sample(self, x_0: Tensor, t: Tensor, eps: Tensor, eps_previous: Tensor) -> ForwardSample:
+    def rows(self, t: Tensor, like: Tensor) -> Tensor:
+        """What Eq. 3 reads of the steps `t` (B,), values 1..N: (B, 11) with the dtype and device of `like`."""
+        return self._rows.to(like)[t - 1]
+
+    def sample(self, x_0: Tensor, t: Tensor, eps: Tensor, eps_previous: Tensor | None = None) -> ForwardSample:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, then x_{t-1} from q(x_{t-1} | x_t, x_0).
 
         Args:
             x_0: (B, T, C), normalised.
             t: (B,) int64 in 1..N.
-            eps, eps_previous: (B, T, C) unit normal.
+            eps, eps_previous: (B, T, C) unit normal; without the second there is no x_{t-1}.
         """
-        abar = self._abar.to(x_0)[t - 1].view(-1, 1, 1)
-        x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * eps
-        c_0, c_t, deviation = self._posterior.to(x_0)[t - 1].unbind(1)
-        mean = c_0.view(-1, 1, 1) * x_0 + c_t.view(-1, 1, 1) * x_t
-        x_previous = mean + deviation.view(-1, 1, 1) * eps_previous
-        target = {"eps": eps, "v": abar.sqrt() * eps - (1 - abar).sqrt() * x_0, "x0": x_0}[self.prediction]
-        return ForwardSample(t, x_t, x_previous, mean, target)
+        return forward_sample(x_0, self.rows(t, x_0), eps, eps_previous)
 
     def eq3_loss(self, sample: ForwardSample, prediction: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Eq. 3 for one modality, mean over real tokens and channels; () tensor.
-
-        ``nll``: as printed, with x_{t-1} drawn from q. ``kl``: the closed form, with the same gradient in expectation
-        and less variance. ``hybrid``: mean squared error of the prediction, plus the KL with the mean detached, so
-        that it trains sigma alone (improved DDPM).
-
-        Args:
-            prediction, v: (B, T, C) of the network at x_t.
-            mask: (B, T) bool, True at real tokens.
-        """
-        c_x, c_p, log_beta, log_posterior = self._rows.to(prediction)[sample.t - 1].view(-1, 4, 1, 1).unbind(1)
-        mu = c_x * sample.x_t + c_p * prediction
-        log_var = log_variance(v, log_beta, log_posterior)
-        if self.loss == "nll":
-            return masked_mean((sample.x_previous - mu) ** 2 / (2 * log_var.exp()) + 0.5 * log_var, mask)
-        if self.loss == "kl":
-            return masked_mean(_gaussian_kl(sample.mean, log_posterior, mu, log_var), mask)
-        kl = _gaussian_kl(sample.mean, log_posterior, mu.detach(), log_var)
-        return masked_mean((prediction - sample.target) ** 2 + kl, mask)
+        """Eq. 3 for one modality, see `ops.diffusion_loss.reference.eq3`."""
+        return eq3(self.loss, sample, prediction, v, mask)
 
 
-def _gaussian_kl(mean_q: Tensor, log_var_q: Tensor, mean_p: Tensor, log_var_p: Tensor) -> Tensor:
-    difference = log_var_q - log_var_p
-    return 0.5 * ((mean_q - mean_p) ** 2 * torch.exp(-log_var_p) + difference.exp() - difference - 1)
+def denoising_loss(
+    process: DiffusionProcess,
+    denoiser,
+    x_0: Tensor,
+    t: Tensor,
+    encoded: Tensor,
+    noise: NoiseKey,
+    *,
+    token_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Eq. 3 of one modality: the loss () of a denoiser at x_t of each sample's step.
+
+    In the wider dtype of `x_0`, `encoded` and the denoiser, also under `torch.autocast`.
+
+    Args:
+        denoiser: a `models.denoiser.Denoiser`.
+        x_0: (B, T, C), normalised.
+        t: (B,) int64 in 1..N.
+        encoded: (B, S, W) condition, from `models.condition.ConditionEncoder`.
+        noise: the key of the noise in x_t and x_{t-1}.
+        token_mask, key_mask: (B, T), (B, S) bool, True at real tokens and where the condition has a key.
+        backend: see `rohydr_fast.explain`.
+
+    Raises:
+        UsageError: a shape or dtype that does not fit.
+        BackendUnavailable: the named backend cannot run this call.
+
+    Cost: on "cpp" one native call for the modulation, and one for the rest together with all of its gradients.
+    """
+    weights = denoiser.weights()
+    dtype = torch.promote_types(torch.promote_types(x_0.dtype, encoded.dtype), weights.in_weight.dtype)
+    x_0, encoded = x_0.to(dtype), encoded.to(dtype)
+    return diffusion_loss(
+        x_0,
+        process.rows(t, x_0),
+        denoiser.position(x_0.shape[1]).to(dtype),
+        denoiser.modulation(t, dtype),
+        encoded,
+        *denoiser.condition_layers(),
+        weights,
+        noise,
+        loss=process.loss,
+        num_heads=denoiser.num_heads,
+        token_mask=token_mask,
+        key_mask=key_mask,
+        backend=backend,
+    )

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.process import DiffusionProcess
+from ..diffusion.process import DiffusionProcess, denoising_loss
 from ..diffusion.sampler import SampleRequest
 from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
 from ..ops import philox
 from ..ops.reverse_loop import NoiseKey
-from ..ops.reverse_loop.reference import step_noise
 from .denoiser import Denoiser
 from .sequences import Sequence, token_mask, zero_padding
 
@@ -75,12 +74,9 @@ class HDDM(nn.Module):
         x_0 = self.norm(x_m.x.detach())
         u = philox.uniform(noise.seed, noise.sample_ids, modality=noise.modality, stream=philox.Stream.TIME, count=1)
         t = (u[:, 0].to(x_0.device) * self.schedule.num_steps).long() + 1
-        eps = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD)
-        eps_previous = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD_PREVIOUS)
-        drawn = self.process.sample(x_0, t, eps, eps_previous)
-        mask = x_m.mask()
-        prediction, v = self.denoiser(drawn.x_t, t, encoded, token_mask=mask, key_mask=key_mask)
-        return self.process.eq3_loss(drawn, prediction, v, mask)
+        return denoising_loss(
+            self.process, self.denoiser, x_0, t, encoded, noise, token_mask=x_m.mask(), key_mask=key_mask
+        )
 
     def request(
         self,

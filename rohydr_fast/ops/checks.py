@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import LOSSES
 from ..errors import UsageError
 
 SEED_END = 2**64
@@ -118,6 +119,43 @@ def check_chain(op: str, chain) -> None:
         fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
 
 
+def check_diffusion_loss(
+    op, x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, *, loss, num_heads, token_mask,
+    key_mask,
+) -> None:  # fmt: skip
+    """What `diffusion_loss.reference.diffusion_loss` says of its arguments."""
+    _check_float(op, "x_0", x_0, "(B, T, C)")
+    batch, tokens, channels = x_0.shape
+    if loss not in LOSSES:
+        fail(op, "loss", f"be one of {', '.join(LOSSES)}", repr(loss), "Choose one of these.")
+    check_like(op, "rows", rows, (batch, 11), x_0)
+    _check_finite(op, "rows", rows, "Use DiffusionProcess.rows.")
+    check_like(op, "encoded", encoded, (batch, None, None), x_0)
+    keys, width = encoded.shape[1:]
+    check_heads(op, width, num_heads)
+    _check_keys(op, keys)
+    check_like(op, "position", position, (tokens, width), x_0)
+    layers = len(kv_weights)
+    if len(weights.blocks) != layers or len(kv_biases) != layers:
+        got = f"{len(weights.blocks)}, {layers} and {len(kv_biases)}"
+        names = "weights.blocks, kv_weights and kv_biases"
+        fail(op, names, "have one entry for each block", got, "Pass as many of each.")
+    leading = ()
+    if modulation.final.dim() == 3:
+        leading = (modulation.final.shape[0] if modulation.final.shape[0] == 1 else batch,)
+    check_like(op, "modulation.blocks", modulation.blocks, (*leading, layers, 9, width), x_0)
+    check_like(op, "modulation.final", modulation.final, (*leading, 2, width), x_0)
+    _check_denoiser_weights(op, weights, layers, width, channels, x_0)
+    for i, (weight, bias) in enumerate(zip(kv_weights, kv_biases, strict=True)):
+        shapes = [(2 * width, width), (2 * width,)]
+        if not _fit((weight, bias), shapes, x_0):
+            names = (f"kv_weights[{i}]", f"kv_biases[{i}]")
+            _name_wrong_weight(op, "", names, (weight, bias), shapes, x_0)
+    check_mask(op, "token_mask", token_mask, (batch, tokens), x_0)
+    check_mask(op, "key_mask", key_mask, (batch, keys), x_0)
+    _check_noise(op, noise, batch)
+
+
 def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
     """Everything of a denoiser but the rank of `x`; `rows` are the leading sizes of its modulation."""
     if cond_kv.dim() != 5:
@@ -193,11 +231,12 @@ def _fit(weights, shapes, like: Tensor) -> bool:
 def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Tensor) -> None:
     """Parameters may be bfloat16, which is widened, whatever the dtype of `like`."""
     for name, weight, shape in zip(names, weights, shapes, strict=True):
-        _check_shape(op, f"{argument}.{name}", weight, shape)
+        full = f"{argument}.{name}" if argument else name
+        _check_shape(op, full, weight, shape)
         if weight.dtype not in (like.dtype, torch.bfloat16) or weight.device != like.device:
             also = "" if like.dtype == torch.bfloat16 else " or torch.bfloat16"
             got = f"{weight.dtype} on {weight.device}"
-            fail(op, f"{argument}.{name}", f"be {like.dtype}{also} on {like.device}", got, "Convert it with .to().")
+            fail(op, full, f"be {like.dtype}{also} on {like.device}", got, "Convert it with .to().")
 
 
 def _check_coefficients(op: str, coefficients: Tensor) -> int:
@@ -207,14 +246,19 @@ def _check_coefficients(op: str, coefficients: Tensor) -> int:
         fail(op, "coefficients", "be (K, 4) of a float dtype", _what(coefficients), advice)
     if coefficients.shape[0] < 1:
         fail(op, "coefficients", "have at least one step", coefficients.shape[0], advice)
-    # A compiled graph cannot ask for values; the native core does, and the reference then shows NaN.
-    # The sum is finite when all are, but for an overflow, and costs a quarter of the exact question.
-    if torch.compiler.is_compiling() or math.isfinite(coefficients.sum().item()):
-        return coefficients.shape[0]
-    if not bool(coefficients.isfinite().all()):
-        row = int((~coefficients.isfinite()).any(1).nonzero()[0, 0])
-        fail(op, "coefficients", "be finite", f"{coefficients[row].tolist()} in row {row}", "Use Schedule.table.")
+    _check_finite(op, "coefficients", coefficients, "Use Schedule.table.")
     return coefficients.shape[0]
+
+
+def _check_finite(op: str, argument: str, table: Tensor, advice: str) -> None:
+    """No row of `table` (R, n) may hold an infinity or NaN."""
+    # A compiled graph cannot ask for values; the result then shows NaN.
+    # The sum is finite when all are, but for an overflow, and costs a quarter of the exact question.
+    if torch.compiler.is_compiling() or math.isfinite(table.sum().item()):
+        return
+    if not bool(table.isfinite().all()):
+        row = int((~table.isfinite()).any(1).nonzero()[0, 0])
+        fail(op, argument, "be finite", f"{table[row].tolist()} in row {row}", advice)
 
 
 def _check_noise(op: str, noise, batch: int) -> None:

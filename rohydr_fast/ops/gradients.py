@@ -72,18 +72,18 @@ class _Network:
     def _save(self, ctx, inputs: tuple) -> None:
         count = len(self.tensors)
         tensors, (weights, ctx.num_heads, *options) = inputs[:count], inputs[count:]
-        _refuse(self.op, tensors[0], weights, **dict(zip(self.tensors, tensors, strict=True)))
+        refuse(self.op, tensors[0], weights, **dict(zip(self.tensors, tensors, strict=True)))
         ctx.save_for_backward(*tensors, *options, *weights)
 
     def formula(self, ctx, out_gradient: Tensor | None, *_) -> tuple:
         if out_gradient is None:
-            return _for_inputs(ctx, {})
+            return for_inputs(ctx, {})
         count, saved = len(self.tensors), ctx.saved_tensors
         last = count + self.options
         *gradients, of_weights = getattr(torch.ops.rohydr_fast, f"{self.op}_backward")(
             out_gradient, *saved[:count], list(saved[last:]), ctx.num_heads, *saved[count:last]
         )
-        return _for_inputs(ctx, {**dict(zip(self.wanted, gradients, strict=True)), count: of_weights})
+        return for_inputs(ctx, {**dict(zip(self.wanted, gradients, strict=True)), count: of_weights})
 
     def run(self, out_gradient: Tensor, *inputs) -> tuple:
         """The CPU implementation."""
@@ -116,7 +116,7 @@ def _loops_setup_context(ctx, inputs, output) -> None:
     chains = ChainLists(*lists)
     for i, weights in enumerate(by_chain(chains.weights, chains.weight_counts)):
         tables = dict(position=chains.position[i], coefficients=chains.coefficients[i])
-        _refuse("reverse_loops_with_states", x[i], weights, **tables)
+        refuse("reverse_loops_with_states", x[i], weights, **tables)
     outs, states, tapes = output
     without = [out for out, steps in zip(outs, grad_steps, strict=True) if steps == 0]
     ctx.mark_non_differentiable(*without, *states, *tapes)
@@ -135,7 +135,7 @@ def _loops_formula(ctx, out_gradients: Sequence[Tensor | None], *_) -> tuple:
     gradients = [[g if used[i] else None for i, g in enumerate(part)] for part in found[:4]]
     of_weights = by_chain(found[4], chains.weight_counts)
     gradients.append([g if used[i] else None for i, part in enumerate(of_weights) for g in part])
-    return _for_inputs(ctx, dict(zip(_LOOP_PLACES, gradients, strict=True)))
+    return for_inputs(ctx, dict(zip(_LOOP_PLACES, gradients, strict=True)))
 
 
 def _loops_run(out_gradient, states, tapes, *lists) -> tuple:
@@ -181,7 +181,7 @@ def _loops_allocate(out_gradient, states, tapes, *lists, new: Callable = _fake) 
     return of_x, *of_inputs, [new(x, tensor) for x, part in zip(of_x, weights, strict=True) for tensor in part]
 
 
-def _refuse(op: str, x: Tensor, weights: Sequence[Tensor], /, **tensors: Tensor) -> None:
+def refuse(op: str, x: Tensor, weights: Sequence[Tensor], /, **tensors: Tensor) -> None:
     """Inputs whose gradient nobody computes must not ask for one."""
     for name in wanting(x, weights, **tensors):
         if name in NO_NATIVE_GRADIENT:
@@ -191,7 +191,7 @@ def _refuse(op: str, x: Tensor, weights: Sequence[Tensor], /, **tensors: Tensor)
             )
 
 
-def _for_inputs(ctx, gradients: dict[int, Tensor | list[Tensor | None]]) -> tuple:
+def for_inputs(ctx, gradients: dict[int, Tensor | list[Tensor | None]]) -> tuple:
     """What a formula returns: a gradient for each input of the operation that wants one, in torch's structure.
 
     Args:
@@ -207,7 +207,7 @@ def _for_inputs(ctx, gradients: dict[int, Tensor | list[Tensor | None]]) -> tupl
     return tuple(result)
 
 
-def _once(op: str) -> Callable:
+def once(op: str) -> Callable:
     """The formula of an operation of the way back."""
 
     def formula(ctx, *gradients):
@@ -242,6 +242,6 @@ FORMULAS = {
     "denoiser": (_DENOISER.formula, _DENOISER.setup_context),
     "denoiser_with_tape": (_DENOISER.formula, _DENOISER.setup_context_with_tape),
     "reverse_loops_with_states": (_loops_formula, _loops_setup_context),
-    **{op: (_once(op), None) for op in SCHEMAS},
+    **{op: (once(op), None) for op in SCHEMAS},
 }
 """op -> what `torch.library.register_autograd` takes: the formula, and what it saves of a call."""

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import BackendUnavailable
-from . import gradients
+from . import gradients, philox
 from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
 from .conditioning import operation as conditioning
+from .diffusion_loss import operation as diffusion_loss
 from .memory import empty
 from .packing import CACHE, as_array, as_optional_array, native_threads
 
@@ -114,8 +115,6 @@ def _run_loops(x: list[Tensor], chains: ChainLists, grad_steps: list[int], tape_
 def _philox_normal(
     sample_ids: Tensor, seed: int, modality: int, step: int, stream: int, count: int, backend: str | None = None
 ) -> Tensor:
-    from . import philox  # which imports this module
-
     return philox.normal(
         seed & SEED_MASK, sample_ids, modality=modality, step=step, stream=stream, count=count, backend=backend
     )
@@ -157,6 +156,7 @@ _SCHEMAS = {
         "-> Tensor"
     ),
     "conditioning": conditioning.SCHEMA,
+    **diffusion_loss.SCHEMAS,
     **gradients.SCHEMAS,
 }
 _CPU = {
@@ -168,6 +168,8 @@ _CPU = {
     "reverse_loops_with_states": _reverse_loops_with_states,
     "philox_normal": _philox_normal,
     "conditioning": conditioning.run,
+    "diffusion_loss": diffusion_loss.run,
+    "diffusion_loss_backward": diffusion_loss.run_backward,
     **gradients.CPU,
 }
 _FAKE = {
@@ -181,12 +183,16 @@ _FAKE = {
         (sample_ids.shape[0], count), dtype=torch.float32
     ),
     "conditioning": conditioning.allocate,
+    "diffusion_loss": diffusion_loss.allocate,
+    "diffusion_loss_backward": diffusion_loss.allocate_backward,
     **gradients.FAKE,
 }
 
 
 _FORMULAS = {
     "conditioning": (conditioning.formula, conditioning.setup_context),
+    "diffusion_loss": (diffusion_loss.formula, diffusion_loss.setup_context),
+    "diffusion_loss_backward": (gradients.once("diffusion_loss_backward"), None),
     **gradients.FORMULAS,
 }
 

@@ -15,7 +15,7 @@ from . import support
 from .support import Verdict
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
-OPS = ("philox", "conditioning", "cross_attention", "denoiser_block", "denoiser", "reverse_loop")
+OPS = ("philox", "conditioning", "cross_attention", "denoiser_block", "denoiser", "diffusion_loss", "reverse_loop")
 VARIABLE = "ROHYDR_FAST_BACKEND"
 
 _context: ContextVar[str | None] = ContextVar("rohydr_fast_backend", default=None)

@@ -14,7 +14,7 @@ from ..errors import UsageError
 Verdict = tuple[bool, str]
 
 NATIVE_DTYPES = ("float32", "float64")
-NO_NATIVE_GRADIENT = ("position", "coefficients", "bfloat16 weights")
+NO_NATIVE_GRADIENT = ("position", "coefficients", "x_0", "rows", "bfloat16 weights")
 """Inputs of the fused operations for which the native core has no gradient."""
 
 

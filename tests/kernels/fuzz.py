@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 
 from . import driver
+from .loss_call import loss_call
 from .valid_calls import LOOPS, PARAMETERS, SAMPLES, STEPS, TOKENS, Call
 
 DTYPES = [
@@ -104,6 +105,8 @@ class Values:
             return [self.packed[1], SAMPLES, TOKENS, self.calls["denoiser"].values["token_mask"], STEPS]
         if name == "conditioning":
             return conditioning_arguments()
+        if name == "diffusion_loss":
+            return list(loss_call().values())
         return None
 
     def with_a_change(self, arguments: list | tuple) -> list | tuple:

@@ -2,6 +2,7 @@
 
 import torch
 
+from rohydr_fast.diffusion.process import DiffusionProcess
 from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.ops.reverse_loop import Chain, Modulation, NoiseKey
@@ -93,6 +94,32 @@ def make_chain(
 def loop_inputs(**options) -> dict:
     """Keyword arguments of `reverse_loop`."""
     return make_chain(**options)._asdict()
+
+
+@torch.no_grad()
+def loss_inputs(
+    batch=BATCH, tokens=TOKENS, keys=KEYS, dtype=torch.float32, masked=True, rows=True, loss="nll", seed=2**64 - 3
+) -> dict:
+    """Keyword arguments of `diffusion_loss`; without `rows` one modulation for all."""
+    denoiser = make_denoiser(dtype=dtype).requires_grad_(False)
+    t = torch.arange(1, 1 + batch) * 300
+    modulation = denoiser.modulation(t if rows else t.new_tensor([5]), dtype)
+    kv_weights, kv_biases = denoiser.condition_layers()
+    x_0 = torch.randn(batch, tokens, CHANNELS, dtype=dtype)
+    return {
+        "x_0": x_0,
+        "rows": DiffusionProcess(Schedule(), "eps").rows(t, x_0),
+        "position": denoiser.position(tokens),
+        "modulation": modulation if rows else Modulation(*[part[0] for part in modulation]),
+        "encoded": torch.randn(batch, keys, WIDTH, dtype=dtype),
+        "kv_weights": kv_weights,
+        "kv_biases": kv_biases,
+        "weights": denoiser.weights(),
+        "noise": NoiseKey(seed, torch.arange(batch) + 100, 2),
+        "loss": loss,
+        "num_heads": HEADS,
+        **(masks(batch, tokens, keys) if masked else {}),
+    }
 
 
 INPUTS = {"denoiser_block": block_inputs, "denoiser": denoiser_inputs, "reverse_loop": loop_inputs}

@@ -3,6 +3,7 @@
 import torch
 
 from rohydr_fast import _native
+from rohydr_fast.ops.library import signed
 from rohydr_fast.ops.packing import as_array, as_optional_array
 from rohydr_fast.ops.reverse_loop import Chain
 from tests.ops.inputs import (
@@ -12,6 +13,7 @@ from tests.ops.inputs import (
     attention_inputs,
     block_inputs,
     denoiser_inputs,
+    loss_inputs,
     make_chain,
     operation_arguments,
 )
@@ -58,6 +60,24 @@ def loops_way_back(**options) -> tuple:
     return OPS.reverse_loops_backward.default, (gradients, states, tapes, *lists[1:])
 
 
+def loss_operation(gradients=True, **options) -> tuple:
+    given = loss_inputs(**options)
+    condition = [tensor for pair in zip(given["kv_weights"], given["kv_biases"], strict=True) for tensor in pair]
+    tables = (given["position"], *given["modulation"], given["encoded"])
+    seed, ids, modality = given["noise"]
+    key = (given["num_heads"], signed(seed), ids, modality, given["loss"])
+    rest = (given.get("token_mask"), given.get("key_mask"), gradients)
+    weights = [*given["weights"].tensors(), *condition]
+    return OPS.diffusion_loss.default, (given["x_0"], given["rows"], *tables, weights, *key, *rest)
+
+
+def loss_way_back(**options) -> tuple:
+    operation, args = loss_operation(**options)
+    _, *of_inputs, of_weights = operation(*args)
+    inputs = [*args[3:6], *args[6]]
+    return OPS.diffusion_loss_backward.default, (torch.randn(()).to(args[0]), [*of_inputs, *of_weights], inputs)
+
+
 def normal_operation(masked=True, batch=BATCH, tokens=TOKENS, dtype=None, **options) -> tuple:
     return OPS.philox_normal.default, (torch.arange(batch), -5, 2, 3, 1, tokens * CHANNELS)
 
@@ -100,5 +120,7 @@ OPERATIONS = {
     "denoiser_block_backward": way_back(block_operation),
     "denoiser_backward": way_back(denoiser_operation),
     "reverse_loops_backward": loops_way_back,
+    "diffusion_loss": loss_operation,
+    "diffusion_loss_backward": loss_way_back,
     "philox_normal": normal_operation,
 }

@@ -29,7 +29,8 @@ def no_native_core(monkeypatch):
 
 def test_names():
     assert BACKENDS == ("reference", "cpp", "triton", "cuda")
-    assert set(OPS) == {"philox", "conditioning", "cross_attention", "denoiser_block", "denoiser", "reverse_loop"}
+    networks = {"cross_attention", "denoiser_block", "denoiser"}
+    assert set(OPS) == {"philox", "conditioning", "diffusion_loss", "reverse_loop"} | networks
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -193,7 +194,7 @@ def test_empty_variable_means_automatic(monkeypatch):
 
 @pytest.mark.parametrize("call", [select, explain])
 def test_unknown_operation_lists_the_operations(call):
-    names = "philox, conditioning, cross_attention, denoiser_block, denoiser, reverse_loop"
+    names = ", ".join(OPS)
     with pytest.raises(UsageError, match=f"{names}, got 'softmax'"):
         call("softmax")
 

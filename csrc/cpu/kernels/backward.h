@@ -159,7 +159,7 @@ struct Backward {
   const TransposedView<T>& transposed;
   const DenoiserGradient<T>& gradient;
   const BackwardMemory<T>& b;
-  T* condition_gradient;  // like Condition::data
+  ConditionGradient<T> condition_gradient;
 
   Index rows() const { return net.group.rows; }
 
@@ -265,10 +265,10 @@ struct Backward {
     attended_gradient(wt.cross_out);
     transpose(static_cast<const T*>(tape.cross_q), m.lanes, width, rows(), b.rows_of_q, m.stride);
     for (Index i = 0; i < net.group.member_count; ++i) {
-      T* const keys = condition_gradient + (net.keys_of(layer, net.group.members[i].sample) - net.condition.data);
-      T* const values = keys + net.condition.batch * net.condition.keys * width;
+      T* const keys = condition_gradient.data + layer * condition_gradient.layer_size +
+                      net.group.members[i].key_row * net.condition.stride;
       through_attention(tape.cross_q, b.rows_of_q, m.stride, tape.attended[1], tape.norms[1], i,
-                        net.cross_keys(layer, i), keys, values, width);
+                        net.cross_keys(layer, i), keys, keys + net.condition.value_offset, net.condition.stride);
     }
     transpose(static_cast<const T*>(b.dq_lines), m.lanes, width, rows(), b.dq, m.stride);
     normalise(tape.h[1], row(3));
@@ -294,11 +294,13 @@ struct Backward {
     through_norm(tape.h[0], row(0), row_gradient(0));
   }
 
-  // From b.doutput, the gradient of prediction and v; that of x_t is added to b.dx. `tape_of(layer)` is asked from the
-  // last layer on and gives complete tapes; h is the last one's h[3].
-  template <class TapeOf>
+  // From b.doutput, the gradient of prediction and v; that of x_t is added to b.dx unless that is null.
+  // `tape_of(layer)` is asked from the last layer on and gives complete tapes; h is the last one's h[3]. `after(layer)`
+  // finds the gradients of the layer's keys and values.
+  template <class TapeOf, class After>
   void network(const T* h, const Modulation<T>& block_modulation, const Modulation<T>& final_modulation,
-               T* block_modulation_gradient, T* final_modulation_gradient, const TapeOf& tape_of) const {
+               T* block_modulation_gradient, T* final_modulation_gradient, const TapeOf& tape_of,
+               const After& after) const {
     const Memory<T>& m = net.m;
     const Index layers = net.denoiser.layers;
     normalise(h, final_modulation);
@@ -308,10 +310,12 @@ struct Backward {
     for (Index layer = layers - 1; layer >= 0; --layer) {
       block(layer, block_modulation.from(layer * 9 * m.stride), block_modulation_gradient + layer * 9 * m.stride,
             tape_of(layer));
+      after(layer);
     }
     const T* const dh = b.dh;
     weight_gradient(ChannelMajor<T>{m.x_t, m.channel_stride}, net.denoiser.channels, dh, m.stride,
                     net.denoiser.width, gradient.in);
+    if (b.dx == nullptr) return;
     product(RowMajor<T>{dh, m.stride}, rows(), transposed.in, AddTo<T>{b.dx, m.channel_stride});
   }
 };

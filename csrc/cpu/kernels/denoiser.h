@@ -57,8 +57,8 @@ struct Network {
 
   T* rows_of(T* array, Index stride) const { return array + own.first * stride; }
 
-  const T* keys_of(Index layer, Index sample) const {
-    return condition.data + (2 * layer * condition.batch + sample) * condition.keys * denoiser.width;
+  const T* keys_of(Index layer, const Member& member) const {
+    return condition.data + layer * condition.layer_size + member.key_row * condition.stride;
   }
 
   // max |k| of the condition for every layer, shared out over the team; ends with a meeting.
@@ -66,8 +66,8 @@ struct Network {
     const Index pairs = denoiser.layers * group.member_count;
     for (Index pair = team.index; pair < pairs; pair += team.size) {
       const Member& member = group.members[pair % group.member_count];
-      largest_magnitudes(keys_of(pair / group.member_count, member.sample), denoiser.width, member.keys,
-                         member.key_count, denoiser.width, m.cross_largest + pair * denoiser.width);
+      largest_magnitudes(keys_of(pair / group.member_count, member), condition.stride, member.keys, member.key_count,
+                         denoiser.width, m.cross_largest + pair * denoiser.width);
     }
     team.meet(team.barrier);
   }
@@ -133,10 +133,9 @@ struct Network {
 
   KeysValues<T> cross_keys(Index layer, Index i) const {
     const Member& member = group.members[i];
-    const T* const keys = keys_of(layer, member.sample);
-    const T* const values = keys + condition.batch * condition.keys * denoiser.width;
+    const T* const keys = keys_of(layer, member);
     const T* const largest = m.cross_largest + (layer * group.member_count + i) * denoiser.width;
-    return {keys, values, denoiser.width, member.keys, member.key_count, largest};
+    return {keys, keys + condition.value_offset, condition.stride, member.keys, member.key_count, largest};
   }
 
   // h[3] = the block of h[0]; place_gates comes first.

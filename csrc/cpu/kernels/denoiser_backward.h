@@ -111,7 +111,7 @@ Index denoiser_backward(const DenoiserBackwardCall<T>& call, const DenoiserGradi
   space.net.read(call.out_gradient, forward.tokens, 2 * channels, space.b.doutput, space.m.output_stride);
   for (Index i = 0; i < group.rows * space.m.channel_stride; ++i) space.b.dx[i] = T(0);
   const auto through = [&](const T* h, const auto& tape_of) {
-    back.network(h, blocks, last, gradient.block_modulation, gradient.final_modulation, tape_of);
+    back.network(h, blocks, last, gradient.block_modulation, gradient.final_modulation, tape_of, [](Index) {});
   };
   if (forward.kept != nullptr) {
     const KeptLayout<T> layout(forward.denoiser, group, space.m);

@@ -7,6 +7,26 @@
 namespace rohydr {
 namespace {
 
+// visit(member index, first, last, z) for runs of own rows whose tokens are neighbours, with their noise: (last - first)
+// C numbers, and some beyond that may be read.
+template <class T, class Visit>
+void for_noise_of(const Network<T>& net, NormalKernel normals, const PhiloxRequest& request, const Index* sample_ids,
+                  const Visit& visit) {
+  const Index channels = net.denoiser.channels;
+  for_own_members(net.group, net.own, [&](Index i, Index first, Index last) {
+    const Index id = sample_ids[net.group.members[i].sample];
+    while (first < last) {
+      const Index token = net.group.token[first];
+      Index next = first + 1;
+      while (next < last && net.group.token[next] == token + next - first) ++next;
+      const Index begin = token * channels, end = begin + (next - first) * channels;
+      normals(request, id, begin / 4, (end + 3) / 4 - begin / 4, net.m.noise);
+      visit(i, first, next, net.m.noise + begin % 4);
+      first = next;
+    }
+  });
+}
+
 template <class T>
 struct LoopState {
   Network<T>& net;
@@ -18,7 +38,7 @@ struct LoopState {
   Modulation<T> final_modulation_of(Index step) const {
     return {call.final_modulation + (step - 1) * 2 * net.m.stride, 0};
   }
-  Index state_size() const { return call.condition.batch * call.tokens * net.denoiser.channels; }
+  Index state_size() const { return call.samples * call.tokens * net.denoiser.channels; }
 
   void read(const T* array, T* rows) const {
     net.read(array, call.tokens, net.denoiser.channels, rows, net.m.channel_stride);
@@ -56,24 +76,13 @@ struct LoopState {
     }
   }
 
-  // visit(first, last, z) for runs of own rows whose tokens are neighbours, with their noise: (last - first) C numbers.
+  // visit(first, last, z), see for_noise_of.
   template <class Visit>
   void for_noise(Index step, const Visit& visit) const {
-    const Index channels = net.denoiser.channels;
     PhiloxRequest request = call.noise;
     request.step = static_cast<std::uint32_t>(step);
-    for_own_members(net.group, net.own, [&](Index i, Index first, Index last) {
-      const Index id = call.sample_ids[net.group.members[i].sample];
-      while (first < last) {
-        const Index token = net.group.token[first];
-        Index next = first + 1;
-        while (next < last && net.group.token[next] == token + next - first) ++next;
-        const Index begin = token * channels, end = begin + (next - first) * channels;
-        call.normals(request, id, begin / 4, (end + 3) / 4 - begin / 4, net.m.noise);
-        visit(first, next, net.m.noise + begin % 4);
-        first = next;
-      }
-    });
+    for_noise_of(net, call.normals, request, call.sample_ids,
+                 [&](Index, Index first, Index last, const float* z) { visit(first, last, z); });
   }
 
   void update(Index step) const {

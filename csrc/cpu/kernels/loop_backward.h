@@ -70,7 +70,7 @@ Index reverse_loop_backward(const BackwardCall<T>& call, const DenoiserGradient<
       update.step(step);
       back.network(h, modulation, final_modulation,
                    gradient.block_modulation + (step - 1) * forward.denoiser.layers * 9 * stride,
-                   gradient.final_modulation + (step - 1) * 2 * stride, tape_of);
+                   gradient.final_modulation + (step - 1) * 2 * stride, tape_of, [](Index) {});
     };
     state.read(call.states + (step - 1) * state.state_size(), space.m.x_t);
     if (call.kept != nullptr) {

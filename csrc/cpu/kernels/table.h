@@ -2,6 +2,7 @@
 // The kernels of one instruction set as a table of functions: what its file exports.
 #pragma once
 
+#include "diffusion_loss.h"
 #include "linears.h"
 #include "loop_backward.h"
 
@@ -67,7 +68,8 @@ template <class T>
 constexpr Kernels<T> kTable{kLanes<T>,          RH_TILE_VECTORS,        workspace<T>,       reverse_loop<T>,
                             denoiser<T>,       denoiser_block<T>,      attention_workspace<T>, cross_attention<T>,
                             fma_peak<T>,       kept_size<T>,           backward_workspace<T>,  reverse_loop_backward<T>,
-                            denoiser_backward<T>, denoiser_block_backward<T>, linears_workspace<T>, linears<T>};
+                            denoiser_backward<T>, denoiser_block_backward<T>, loss_workspace<T>, diffusion_loss<T>,
+                            linears_workspace<T>, linears<T>};
 
 }  // namespace
 }  // namespace rohydr

@@ -22,6 +22,12 @@ class Conditioning(NamedTuple):
         return Conditioning(Modulation(blocks.to(dtype), final.to(dtype)), self.cond_kv.to(dtype))
 
 
+def keys_values(encoded: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """K and V (L, 2, B, S, W) of E (B, S, W) by L layers of (2 W, W) and (2 W,)."""
+    pairs = [F.linear(encoded, weight, bias).chunk(2, -1) for weight, bias in zip(weights, biases, strict=True)]
+    return torch.stack([torch.stack(pair) for pair in pairs]) if pairs else encoded.new_empty(0, 2, *encoded.shape)
+
+
 def conditioning(
     features: Tensor, encoded: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Conditioning:
@@ -43,6 +49,5 @@ def conditioning(
     layers, (rows, width) = (len(weights) - 3) // 2, time.shape
     tables = [F.linear(time, weights[i], biases[i]) for i in range(2, 3 + layers)]
     blocks = torch.stack(tables[:-1], 1) if layers else time.new_empty(rows, 0, 9 * width)
-    pairs = [F.linear(encoded, weights[i], biases[i]).chunk(2, -1) for i in range(3 + layers, 3 + 2 * layers)]
-    cond_kv = torch.stack([torch.stack(pair) for pair in pairs]) if layers else time.new_empty(0, 2, *encoded.shape)
+    cond_kv = keys_values(encoded, weights[3 + layers :], biases[3 + layers :])
     return Conditioning(Modulation(blocks.unflatten(-1, (9, width)), tables[-1].unflatten(-1, (2, width))), cond_kv)

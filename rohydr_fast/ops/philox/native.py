@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ... import _native
-from .. import library
 
 _DTYPES = {"bits": np.int64, "uniform": np.float32, "normal": np.float32}
 
@@ -43,6 +42,8 @@ def normal_operation(
     seed: int, sample_ids: torch.Tensor, modality: int, step: int, stream: int, count: int, backend: str | None
 ) -> torch.Tensor:
     """(B, count) float32 on the CPU by the registered operation, which a compiler can trace; it checks when it runs."""
+    from .. import library  # which imports this package
+
     return torch.ops.rohydr_fast.philox_normal(
         sample_ids.cpu(), library.signed(seed), modality, step, int(stream), count, backend
     )

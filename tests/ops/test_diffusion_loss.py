@@ -1,0 +1,277 @@
+"""Eq. 3 in one call of the core: the numbers of the reference, all gradients, and what it does not look at."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rohydr_fast.config import LOSSES, PREDICTIONS
+from rohydr_fast.diffusion.process import DiffusionProcess, denoising_loss
+from rohydr_fast.diffusion.schedule import Schedule
+from rohydr_fast.errors import BackendUnavailable, UsageError
+from rohydr_fast.models.denoiser import Denoiser
+from rohydr_fast.ops.diffusion_loss import diffusion_loss
+from rohydr_fast.ops.diffusion_loss.reference import COLUMNS
+from rohydr_fast.ops.reverse_loop import NoiseKey
+from tests.kernels.driver import ISAS
+from tests.native_spy import needs_core, spy_on_core
+from tests.ops.inputs import KEYS, TOKENS, loss_inputs
+from tests.small_model import open_up
+
+pytestmark = [needs_core, pytest.mark.usefixtures("one_thread")]
+
+ULP = torch.finfo(torch.float32).eps
+FLOOR = 8 * ULP  # of the norm: what a gradient may be off where the reference was lucky
+CAP = 3e-4
+
+
+class Problem:
+    """A random denoiser with its batch; masks leave each sample a token and a key."""
+
+    def __init__(self, width, heads, layers, channels, samples, tokens, keys, prediction, loss, seed, masked=True):
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        self.denoiser = Denoiser(channels, width, layers, heads)
+        open_up(self.denoiser, 0.15)
+        self.x_0 = torch.randn(samples, tokens, channels, generator=generator)
+        self.encoded = torch.randn(samples, keys, width, generator=generator)
+        self.t = torch.randint(1, 1001, (samples,), generator=generator)
+        self.noise = NoiseKey(seed, torch.arange(samples) * 7, 1)
+        self.masks = {}
+        if masked:
+            for name, size in (("token_mask", tokens), ("key_mask", keys)):
+                mask = torch.rand(samples, size, generator=generator) > 0.3
+                mask[:, 0] = True
+                self.masks[name] = mask
+        self.process = DiffusionProcess(Schedule(), prediction, loss)
+
+    def gradients(self, dtype, backend, scale=1.0) -> dict[str, Tensor]:
+        """The loss, and the gradient of everything that has one, of `scale` times it."""
+        denoiser = self.denoiser.to(dtype)
+        denoiser.zero_grad()
+        encoded = self.encoded.detach().to(dtype, copy=True).requires_grad_()
+        value = denoising_loss(
+            self.process, denoiser, self.x_0.to(dtype), self.t, encoded, self.noise, **self.masks, backend=backend
+        )
+        (scale * value).backward()
+        found = {name: parameter.grad.clone() for name, parameter in denoiser.named_parameters()}
+        self.denoiser.float()
+        return {"loss": value.detach(), "encoded": encoded.grad, **found}
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    heads=st.sampled_from([(4, 2), (12, 3), (16, 4), (32, 4), (33, 3), (40, 1), (64, 4)]),
+    layers=st.integers(1, 3),
+    channels=st.integers(1, 35),
+    samples=st.integers(1, 6),
+    tokens=st.integers(2, 55),
+    keys=st.integers(2, 70),
+    prediction=st.sampled_from(PREDICTIONS),
+    loss=st.sampled_from(LOSSES),
+    seed=st.integers(0, 2**32),
+    masked=st.booleans(),
+)
+def test_loss_and_gradients_are_as_near_to_float64_as_pytorchs(heads, **sizes):
+    problem = Problem(*heads, **sizes)
+    exact = problem.gradients(torch.float64, "reference")
+    plain, found = (problem.gradients(torch.float32, backend) for backend in ("reference", "cpp"))
+    double = problem.gradients(torch.float64, "cpp")
+    value, floats, mine = (float(found["loss"]) for found in (exact, plain, found))
+    assert abs(mine - value) <= 3 * abs(floats - value) + 4e-6 * abs(value) + 1e-8  # one number: the reference is lucky
+    for results in (exact, plain, found, double):
+        del results["loss"]
+    largest = max(float(value.norm()) for value in exact.values())
+    own = max(distance(plain[name], exact[name]) for name in exact if exact[name].norm() > 1e-3 * largest)
+    for name, value in exact.items():
+        if value.norm() <= 1e-3 * largest:  # hardly any: what rounding of the larger ones leaves
+            assert (found[name] - value).norm() <= CAP * largest, name
+            continue
+        seen = distance(found[name], value)
+        assert seen <= 3 * max(distance(plain[name], value), own) + FLOOR, name
+        assert seen <= CAP or own > CAP / 3, name  # where KL is all but 0, its gradient is what rounding leaves
+        assert distance(double[name], value) <= 1e-9, name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_instruction_set_and_any_number_of_threads(isa, loss, monkeypatch):
+    monkeypatch.setenv("ROHYDR_FAST_CPU", isa)
+    problem = Problem(24, 3, 2, 10, 11, 17, 23, "eps", loss, 5)
+    exact, first = problem.gradients(torch.float64, "reference"), problem.gradients(torch.float32, "cpp")
+    assert all(distance(first[name], value) < 1e-4 for name, value in exact.items())
+    for threads in (2, 3, 8, 1):
+        torch.set_num_threads(threads)
+        again = problem.gradients(torch.float32, "cpp")
+        own = [name for name in first if not ("modulation" in name or name.startswith("time"))]  # not torch's products
+        assert len(own) == 2 + 4 + 14 * 2 and all(torch.equal(again[name], first[name]) for name in own)
+
+
+def test_the_gradient_of_a_multiple_is_the_multiple():
+    problem = Problem(16, 4, 2, 6, 3, 5, 7, "v", "hybrid", 1)
+    once, thrice = (problem.gradients(torch.float64, "cpp", scale) for scale in (1.0, 3.0))
+    assert once.pop("loss") == thrice.pop("loss")
+    for name, value in once.items():
+        torch.testing.assert_close(thrice[name], 3 * value, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [True, False], ids=["own-steps", "one-row"])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_gradcheck(backend, rows):
+    given = loss_inputs(batch=2, tokens=3, keys=4, dtype=torch.float64, rows=rows, loss="nll")
+    leaves = [given["encoded"], *given["modulation"], given["kv_weights"][1], given["weights"].blocks[0].fc1_weight]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+
+    def function(encoded, blocks, final, kv, fc1):
+        first = given["weights"].blocks[0]._replace(fc1_weight=fc1)
+        weights = given["weights"]._replace(blocks=(first, *given["weights"].blocks[1:]))
+        changed = dict(encoded=encoded, modulation=type(given["modulation"])(blocks, final), weights=weights)
+        return diffusion_loss(**{**given, **changed, "kv_weights": [given["kv_weights"][0], kv]}, backend=backend)
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_a_sample_without_keys_and_one_without_tokens_leave_the_others_alone():
+    given = loss_inputs(masked=False)
+    key_mask, token_mask = torch.ones(3, KEYS, dtype=torch.bool), torch.ones(3, TOKENS, dtype=torch.bool)
+    key_mask[1], token_mask[2] = False, False
+    results = []
+    for backend in ("cpp", "reference"):
+        encoded = given["encoded"].clone().requires_grad_()
+        changed = {**given, "encoded": encoded, "key_mask": key_mask, "token_mask": token_mask}
+        value = diffusion_loss(**changed, backend=backend)
+        results.append((value, *torch.autograd.grad(value, encoded)))
+    torch.testing.assert_close(*[value for value, _ in results], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*[gradient for _, gradient in results], rtol=1e-3, atol=1e-5)
+    assert not results[0][1][1:].any()
+
+
+def test_padding_and_absent_keys_are_not_looked_at():
+    given = loss_inputs()
+    encoded, dirty = given["encoded"], given["encoded"].clone()
+    x_0 = given["x_0"].masked_fill(~given["token_mask"][..., None], math.nan)
+    dirty[~given["key_mask"]] = math.inf
+    found = []
+    for changed in (dict(encoded=encoded), dict(encoded=dirty, x_0=x_0)):
+        leaf = changed["encoded"].clone().requires_grad_()
+        value = diffusion_loss(**{**given, **changed, "encoded": leaf}, backend="cpp")
+        found.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert not found[0][1][~given["key_mask"]].any()
+
+
+@pytest.mark.parametrize("sizes", [dict(batch=0), dict(tokens=0)], ids=str)
+def test_of_nothing_the_loss_and_its_gradients_are_zero(sizes):
+    given = loss_inputs(**sizes)
+    leaf = given["weights"].out_weight.clone().requires_grad_()
+    value = diffusion_loss(**{**given, "weights": given["weights"]._replace(out_weight=leaf)}, backend="cpp")
+    assert value.item() == 0 and not torch.autograd.grad(value, leaf)[0].any()
+
+
+def test_without_a_gradient_to_come_it_is_the_same_loss_by_one_call(monkeypatch):
+    given = loss_inputs()
+    calls = spy_on_core(monkeypatch)
+    alone = diffusion_loss(**given, backend="cpp")
+    encoded = given["encoded"].clone().requires_grad_()
+    value = diffusion_loss(**{**given, "encoded": encoded}, backend="cpp")
+    value.backward()
+    assert alone.item() == value.item() and not alone.requires_grad
+    assert [call.op for call in calls] == ["diffusion_loss"] * 2
+
+
+def test_inputs_stay_as_they_are_and_any_layout_gives_the_same():
+    given = loss_inputs()
+    kept = {name: given[name].clone() for name in ("x_0", "rows", "encoded")}
+    value = diffusion_loss(**given, backend="cpp")
+    for name, tensor in kept.items():
+        assert torch.equal(given[name], tensor)
+        turned = tensor.transpose(0, -1).contiguous().transpose(0, -1)
+        assert diffusion_loss(**{**given, name: turned}, backend="cpp").item() == value.item(), name
+
+
+def test_bfloat16_weights_are_widened():
+    given = loss_inputs()
+    half = dict(weights=given["weights"].to(torch.bfloat16), kv_weights=[w.bfloat16() for w in given["kv_weights"]])
+    wide = dict(weights=half["weights"].to(torch.float32), kv_weights=[w.float() for w in half["kv_weights"]])
+    found = [diffusion_loss(**{**given, **weights}, backend="cpp").item() for weights in (half, wide)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["encoded", "kv_weights", "weights"])
+def test_what_changed_in_place_before_the_way_back_is_torchs_error(name):
+    given = loss_inputs()
+    tensor = {"encoded": given["encoded"], "kv_weights": given["kv_weights"][0], "weights": given["weights"].in_weight}
+    tensor[name].requires_grad_()
+    value = diffusion_loss(**given, backend="cpp")
+    with torch.no_grad():
+        tensor[name].mul_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_a_second_way_back_is_a_named_error():
+    given = loss_inputs()
+    encoded = given["encoded"].requires_grad_()
+    gradient = torch.autograd.grad(diffusion_loss(**given, backend="cpp"), encoded, create_graph=True)[0]
+    with pytest.raises(BackendUnavailable, match="diffusion_loss: its gradient on backend 'cpp' must not be diff"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["x_0", "rows", "position"])
+def test_a_gradient_that_the_core_does_not_have_is_the_references(name):
+    given = loss_inputs()
+    given[name] = given[name].clone().requires_grad_()
+    assert torch.autograd.grad(diffusion_loss(**given), given[name])[0].any()
+    with pytest.raises(BackendUnavailable, match=f"no gradient with respect to {name}"):
+        diffusion_loss(**given, backend="cpp")
+
+
+WRONG = {
+    "x_0": (lambda given: given["x_0"][0], r"x_0 must be \(B, T, C\)"),
+    "rows": (lambda given: given["rows"][:, 1:], r"rows must have shape \(3, 11\)"),
+    "encoded": (lambda given: given["encoded"][:, :0], "at least one key"),
+    "kv_weights": (lambda given: given["kv_weights"][:1], "have one entry for each block, got 2, 1 and 2"),
+    "kv_biases": (lambda given: [given["kv_biases"][0], given["kv_biases"][1][1:]], r"kv_biases\[1\] must have shape"),
+    "loss": (lambda given: "mse", "loss must be one of nll, kl, hybrid, got 'mse'"),
+    "num_heads": (lambda given: 3, "num_heads must divide the width 16"),
+    "token_mask": (lambda given: given["token_mask"].float(), "token_mask must be bool"),
+    "key_mask": (lambda given: given["key_mask"][:, 1:], "key_mask must be bool with shape"),
+    "noise": (lambda given: given["noise"]._replace(modality=256), "noise.modality must be"),
+    "position": (lambda given: given["position"].double(), "position must be torch.float32"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_is_a_named_error(name, backend):
+    given = loss_inputs()
+    wrong, message = WRONG[name]
+    with pytest.raises(UsageError, match=message):
+        diffusion_loss(**{**given, name: wrong(given)}, backend=backend)
+
+
+def test_a_row_that_is_not_finite_is_named():
+    given = loss_inputs()
+    given["rows"][1, COLUMNS.index("noise")] = math.nan
+    with pytest.raises(UsageError, match="rows must be finite, got .* in row 1"):
+        diffusion_loss(**given)
+
+
+def test_compiles_whole():
+    problem = Problem(16, 4, 1, 6, 3, 5, 7, "eps", "hybrid", 2)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(encoded):
+        return denoising_loss(problem.process, problem.denoiser, problem.x_0, problem.t, encoded, problem.noise)
+
+    encoded = problem.encoded.clone().requires_grad_()
+    found = torch.autograd.grad(compiled(encoded), encoded)[0]
+    problem.masks = {}
+    torch.testing.assert_close(found, problem.gradients(torch.float32, "cpp")["encoded"])
