@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Random calls of the way back through the reverse loop, the denoiser and its block.
+// Random calls of the way back through the reverse loop, the denoiser and its block, and of Eq. 3, which has its own.
 #pragma once
 
 #include "forward_calls.h"
@@ -124,6 +124,55 @@ class BlockBackwardOf final : public DrawnBlock<T> {
 
  private:
   const T* out_gradient_;
+};
+
+// Eq. 3 with its gradients.
+template <class T>
+class DiffusionLossOf final : public WeightedCall<T> {
+ public:
+  explicit DiffusionLossOf(Random& random) : WeightedCall<T>(random, false, true) {
+    const auto [layers, channels, width, heads, hidden] = this->problem_.shape;
+    const Index samples = this->problem_.samples;
+    request_.weights = &this->packed_;
+    request_.batch = this->problem_.batch();
+    request_.x_0 = this->input(this->tokens_of(channels), random, 2);
+    request_.rows = this->input(samples * kLossColumns, random, 1);
+    request_.loss = static_cast<Loss>(random.bits() % 3);
+    request_.position = this->input(this->problem_.tokens * width, random, 1);
+    request_.modulations = random.bits() % 2 == 0 ? 1 : samples;
+    request_.block_modulation = this->input(request_.modulations * layers * 9 * width, random, 0.8);
+    request_.final_modulation = this->input(request_.modulations * 2 * width, random, 0.8);
+    request_.encoded = this->input(encoded_count(), random, 2);
+    request_.seed = random.bits();
+    ids_ = Exact<Index>(samples);
+    for (Index i = 0; i < samples; ++i) ids_.data()[i] = static_cast<Index>(random.bits() >> 16);
+    request_.sample_ids = ids_.data();
+    request_.modality = static_cast<std::uint32_t>(random.bits() % 256);
+  }
+
+  Results<T> run(Isa isa, int threads, int) override {
+    const Exact<T> alone(1);
+    DiffusionLossRequest<T> request = request_;
+    request.out = alone.data();
+    run_diffusion_loss<T>(request, isa, threads);
+    const auto [layers, channels, width, heads, hidden] = this->problem_.shape;
+    request.out = this->result(1);
+    T* const again = this->result(1);
+    request.block_modulation_gradient = this->result(request.modulations * layers * 9 * width);
+    request.final_modulation_gradient = this->result(request.modulations * 2 * width);
+    request.encoded_gradient = this->result(encoded_count());
+    request.weight_gradients = this->weight_results();
+    run_diffusion_loss<T>(request, isa, threads);
+    // Without gradients the loss is the same.
+    *again = *alone.data() == *request.out ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    return this->taken();
+  }
+
+ private:
+  Index encoded_count() const { return this->problem_.samples * this->problem_.keys * this->problem_.shape.width; }
+
+  DiffusionLossRequest<T> request_{};
+  Exact<Index> ids_;
 };
 
 }  // namespace rohydr

@@ -68,8 +68,10 @@ class WeightedCall : public Call<T> {
   bool inputs_unchanged() const override { return Call<T>::inputs_unchanged() && weights_.unchanged(); }
 
  protected:
-  WeightedCall(Random& random, bool one_block)
-      : problem_(random, one_block), weights_(random, problem_.shape), packed_(problem_.shape, weights_.arrays()) {}
+  // `condition`: with K and V of the condition.
+  WeightedCall(Random& random, bool one_block, bool condition = false)
+      : problem_(random, one_block), weights_(random, problem_.shape, condition),
+        packed_(problem_.shape, weights_.arrays(), condition) {}
 
   // Elements of (B, T, columns).
   Index tokens_of(Index columns) const { return problem_.samples * problem_.tokens * columns; }

@@ -82,7 +82,7 @@ inline Exact<bool> random_mask(Random& random, Index rows, Index columns) {
 template <class T>
 class Weights {
  public:
-  Weights(Random& random, const DenoiserShape& s) {
+  Weights(Random& random, const DenoiserShape& s, bool condition = false) {
     const auto linear = [&](Index columns, Index depth) {
       add(random, columns * depth, 1.5 / std::sqrt(static_cast<double>(depth)));
       add(random, columns, 0.3);
@@ -95,6 +95,7 @@ class Weights {
       linear(s.width, s.hidden);
     }
     if (s.channels > 0) linear(2 * s.channels, s.width);
+    for (Index i = 0; condition && i < 2 * s.layers; ++i) linear(s.width, s.width);
     for (const WeightArray& array : arrays_) {
       kept_.push_back(Exact<char>::copy_of(static_cast<const char*>(array.data), array.bytes()));
     }

@@ -41,7 +41,7 @@ std::vector<Isa> asked_isas() {
   return std::getenv("ROHYDR_FAST_CPU") != nullptr ? std::vector<Isa>{selected_isa()} : usable_isas();
 }
 
-constexpr std::size_t kKinds = 9;  // of calls
+constexpr std::size_t kKinds = 10;  // of calls
 
 template <class T>
 std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
@@ -63,6 +63,8 @@ std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
       return std::make_unique<DenoiserBackwardOf<T>>(random);
     case 7:
       return std::make_unique<BlockBackwardOf<T>>(random);
+    case 8:
+      return std::make_unique<DiffusionLossOf<T>>(random);
     default:
       return std::make_unique<ConditioningOf<T>>(random);
   }
