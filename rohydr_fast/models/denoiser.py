@@ -9,7 +9,6 @@ from ..ops.denoiser_block import BlockWeights
 from .sequences import positions, sinusoidal
 
 TIME_FEATURES = 256
-_PAIR = ("weight", "bias")
 
 
 class DenoiserBlock(nn.Module):
@@ -71,29 +70,28 @@ class Denoiser(nn.Module):
 
         In the wider dtype of `encoded` and the parameters, computed in float32 if that is a half.
         """
-        blocks = list(self.blocks)
-        layers = [self.time[0], self.time[2], *[block.modulation for block in blocks], self.final_modulation]
-        layers += [block.kv for block in blocks]
-        return self._conditioning(timesteps, encoded, [[getattr(layer, name) for layer in layers] for name in _PAIR])
+        return self._conditioning(timesteps, encoded, self.condition_layers())
 
     def modulation(self, timesteps: Tensor, dtype: torch.dtype) -> Modulation:
         """Shift, scale and gate alone, (K, L, 9, W) and (K, 2, W), see `conditioning`.
 
         In `dtype` or, if that is wider, the parameters'.
         """
-        layers = [self.time[0], self.time[2], *[block.modulation for block in self.blocks], self.final_modulation]
-        parameters = [[getattr(layer, name) for layer in layers] for name in _PAIR]
         nobody = self.out.weight.new_empty(0, 1, self.width, dtype=dtype)
-        for own, others in zip(parameters, self.condition_layers(), strict=True):
-            own += [tensor.detach() for tensor in others]
-        return self._conditioning(timesteps, nobody, parameters).modulation
+        unused = tuple([[tensor.detach() for tensor in tensors] for tensors in self.condition_layers()])
+        return self._conditioning(timesteps, nobody, unused).modulation
 
     def condition_layers(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights (2 W, W) and biases (2 W,) of each block that make K and V of the condition."""
         kv = [block.kv for block in self.blocks]
         return [layer.weight for layer in kv], [layer.bias for layer in kv]
 
-    def _conditioning(self, timesteps: Tensor, encoded: Tensor, parameters: list[list[Tensor]]) -> Conditioning:
+    def _conditioning(
+        self, timesteps: Tensor, encoded: Tensor, condition: tuple[list[Tensor], list[Tensor]]
+    ) -> Conditioning:
+        layers = [self.time[0], self.time[2], *[block.modulation for block in self.blocks], self.final_modulation]
+        weights, biases = condition
+        parameters = [[layer.weight for layer in layers] + weights, [layer.bias for layer in layers] + biases]
         wider = torch.promote_types(encoded.dtype, parameters[0][0].dtype)
         dtype = torch.promote_types(wider, torch.float32)
         if parameters[0][0].dtype != dtype:

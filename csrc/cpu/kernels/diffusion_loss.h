@@ -119,8 +119,13 @@ struct LossState {
   void losses() const {
     for (Index i = 0; i < net.group.member_count; ++i) {
       const Member& member = net.group.members[i];
+      const T* const c = row_of(i);
+      const T log2_precision = c[kLogPosterior] * T(-1.44269504088896340736);
+      const T precision = exp2_everywhere<T, kLanes<T>>(broadcast<T, kLanes<T>>(log2_precision))[0];
       double sum = 0;
-      for (Index row = member.first_row; row < member.first_row + member.rows; ++row) sum += loss_of_row(row, row_of(i));
+      for (Index row = member.first_row; row < member.first_row + member.rows; ++row) {
+        sum += loss_of_row(row, c, precision);
+      }
       call.sums[member.sample] = sum;
     }
   }
@@ -129,17 +134,18 @@ struct LossState {
   //   nll  (x_{t-1} - mu)^2 / 2 exp(lv) + lv / 2
   //   kl   ((mean - mu)^2 / exp(lv) + r - (lp - lv) - 1) / 2
   //   hybrid  (prediction - target)^2 + kl, which moves the variance alone
-  double loss_of_row(Index row, const T* c) const {
+  // `precision`: exp(-lp).
+  double loss_of_row(Index row, const T* c, T precision) const {
     constexpr int N = kLanes<T>;
     constexpr T kLog2e = T(1.44269504088896340736);
     const Memory<T>& m = net.m;
     const Index channels = net.denoiser.channels;
     const T half = T(0.5) * (c[kLogBeta] - c[kLogPosterior]);
-    const T precision = exp2_everywhere<T, N>(broadcast<T, N>(-c[kLogPosterior] * kLog2e))[0];
     const T* const output = m.output + row * m.output_stride;
     T* const gradient = b.doutput + row * m.output_stride;
+    const bool nll = call.loss == Loss::kNll, hybrid = call.loss == Loss::kHybrid;
     double sum = 0;
-    const auto both = [&](Index i) {
+    for (Index i = 0; i < channels; i += N) {
       const Vector<T, N> prediction = load<T, N>(output + i), v = load<T, N>(output + channels + i);
       const Index place = row * m.channel_stride + i;
       const Vector<T, N> lower = (v + T(1)) * -half;  // lp - lv
@@ -148,9 +154,7 @@ struct LossState {
       const Vector<T, N> mu = load<T, N>(m.x_t + place) * c[kCx] + prediction * c[kCp];
       const Vector<T, N> off = load<T, N>(l.mean + place) - mu;
       const Vector<T, N> square = off * off * inverse;
-      const bool nll = call.loss == Loss::kNll;
       const Vector<T, N> miss = prediction - load<T, N>(l.target + place);
-      const bool hybrid = call.loss == Loss::kHybrid;
       Vector<T, N> loss = nll ? square - lower + c[kLogPosterior] : square + ratio - lower - T(1);
       loss = loss * T(0.5);
       if (hybrid) loss = loss + miss * miss;
@@ -162,8 +166,7 @@ struct LossState {
         gradient[i + lane] = to_prediction[lane] * call.scale;
         gradient[channels + i + lane] = to_log[lane] * half * call.scale;
       }
-    };
-    for (Index i = 0; i < channels; i += N) both(i);
+    }
     for (Index i = 2 * channels; i < m.output_stride; ++i) gradient[i] = T(0);
     return sum;
   }
