@@ -73,9 +73,8 @@ def loss_operation(gradients=True, **options) -> tuple:
 
 def loss_way_back(**options) -> tuple:
     operation, args = loss_operation(**options)
-    _, *of_inputs, of_weights = operation(*args)
-    inputs = [*args[3:6], *args[6]]
-    return OPS.diffusion_loss_backward.default, (torch.randn(()).to(args[0]), [*of_inputs, *of_weights], inputs)
+    _, gradients = operation(*args)
+    return OPS.diffusion_loss_backward.default, (torch.randn(()).to(args[0]), gradients, [*args[3:6], *args[6]])
 
 
 def normal_operation(masked=True, batch=BATCH, tokens=TOKENS, dtype=None, **options) -> tuple:

@@ -1,6 +1,8 @@
 """The registered operations of Eq. 3 for `ops.library`: the loss, whose call computes the gradients too, and its way
 back, which multiplies them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,37 +16,51 @@ SCHEMAS = {
     "diffusion_loss": (
         "(Tensor x_0, Tensor rows, Tensor position, Tensor modulation_blocks, Tensor modulation_final, "
         "Tensor encoded, Tensor[] weights, int num_heads, SymInt seed, Tensor sample_ids, int modality, str loss, "
-        "Tensor? token_mask, Tensor? key_mask, bool gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
+        "Tensor? token_mask, Tensor? key_mask, bool gradients) -> (Tensor, Tensor)"
     ),
-    "diffusion_loss_backward": "(Tensor of_loss, Tensor[] gradients, Tensor[] inputs) -> Tensor[]",
+    "diffusion_loss_backward": "(Tensor of_loss, Tensor gradients, Tensor[] inputs) -> Tensor",
 }
-"""The loss, and gradients of modulation_blocks, modulation_final, encoded and weights: empty unless asked for.
-`inputs` of the way back are what the gradients are of."""
+"""The loss, and in one row the gradients of modulation_blocks, modulation_final, encoded and weights, see `parts`; the
+row is empty unless asked for. `inputs` of the way back are what the gradients are of."""
 
 _FIRST, _WEIGHTS = 3, 6  # places of modulation_blocks and of the weights among the inputs
 
 
-def allocate(x_0: Tensor, *arguments, new=None) -> tuple:
-    """Results without content; the fake implementation."""
-    new = new or (lambda shape: x_0.new_empty(shape))
-    *_, gradients = arguments
-    wanted = arguments[_FIRST - 1 : _WEIGHTS - 1]
-    weights = arguments[_WEIGHTS - 1]
-    shapes = [tensor.shape if gradients else (0,) for tensor in (*wanted, *weights)]
-    found = [new(shape) for shape in shapes]
-    return x_0.new_empty(()), *found[:3], found[3:]
+def parts(row, inputs: Sequence[Tensor]) -> list:
+    """The gradient of each of `inputs`, in its shape: views of `row`, a tensor or an array."""
+    found, start = [], 0
+    for tensor in inputs:
+        found.append(row[start : start + tensor.numel()].reshape(tensor.shape))
+        start += tensor.numel()
+    return found
 
 
-def run(x_0: Tensor, *arguments) -> tuple:
+def _inputs(arguments: Sequence) -> list[Tensor]:
+    """What the gradients are of, from the arguments after x_0."""
+    *tensors, weights = arguments[_FIRST - 1 : _WEIGHTS]
+    return [*tensors, *weights]
+
+
+def allocate(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """The fake implementation."""
+    return x_0.new_empty(()), x_0.new_empty(_size(arguments))
+
+
+def _size(arguments: Sequence) -> int:
+    return sum([tensor.numel() for tensor in _inputs(arguments)]) if arguments[-1] else 0
+
+
+def run(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     """The CPU implementation."""
     rows, position, blocks, final, encoded, weights, num_heads, seed, ids, modality, loss, *masks, wanted = arguments
-    _, *of_inputs, of_weights = allocate(x_0, *arguments, new=lambda shape: empty(tuple(shape), x_0.dtype))
     value = torch.zeros(1, dtype=x_0.dtype)
+    row = empty((_size(arguments),), x_0.dtype)
     if x_0.numel() == 0:
-        for gradient in (*of_inputs, *of_weights):
-            gradient.zero_()
-        return value.view(()), *of_inputs, of_weights
-    targets = (*[g.numpy() for g in of_inputs], tuple([g.numpy() for g in of_weights])) if wanted else None
+        return value.view(()), row.zero_()
+    targets = None
+    if wanted:
+        of_blocks, of_final, of_encoded, *of_weights = parts(row.numpy(), _inputs(arguments))
+        targets = of_blocks, of_final, of_encoded, tuple(of_weights)
     _native.load().diffusion_loss(
         CACHE.get("diffusion_loss", weights, num_heads, x_0.dtype == torch.float64),
         as_array(x_0),
@@ -59,37 +75,35 @@ def run(x_0: Tensor, *arguments) -> tuple:
         targets,
         native_threads(),
     )
-    return value.view(()), *of_inputs, of_weights
+    return value.view(()), row
 
 
 def setup_context(ctx, inputs, output) -> None:
     x_0, rows, position, *_ = inputs
     weights = inputs[_WEIGHTS]
     refuse("diffusion_loss", x_0, weights, x_0=x_0, rows=rows, position=position)
-    _, *of_inputs, of_weights = output
-    gradients = [*of_inputs, *of_weights]
-    ctx.mark_non_differentiable(*gradients)
+    _, row = output
+    ctx.mark_non_differentiable(row)
     ctx.set_materialize_grads(False)
     ctx.computed = inputs[-1]
-    ctx.count = len(gradients)
-    ctx.save_for_backward(*gradients, *inputs[_FIRST:_WEIGHTS], *weights)
+    ctx.save_for_backward(row, *inputs[_FIRST:_WEIGHTS], *weights)
 
 
 def formula(ctx, of_loss: Tensor | None, *_) -> tuple:
     if of_loss is None or not ctx.computed:
         return for_inputs(ctx, {})
-    saved = list(ctx.saved_tensors)
-    gradients, inputs = saved[: ctx.count], saved[ctx.count :]
-    found = torch.ops.rohydr_fast.diffusion_loss_backward(of_loss, gradients, inputs)
+    row, *inputs = ctx.saved_tensors
+    row = torch.ops.rohydr_fast.diffusion_loss_backward(of_loss, row, inputs)
+    found = parts(row, inputs)
     of_inputs = {_FIRST + i: gradient for i, gradient in enumerate(found[: _WEIGHTS - _FIRST])}
     return for_inputs(ctx, {**of_inputs, _WEIGHTS: found[_WEIGHTS - _FIRST :]})
 
 
-def run_backward(of_loss: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+def run_backward(of_loss: Tensor, gradients: Tensor, inputs: list[Tensor]) -> Tensor:
     """The CPU implementation."""
-    return list(torch._foreach_mul([gradient.contiguous() for gradient in gradients], of_loss))
+    return torch.mul(gradients, of_loss, out=empty(gradients.shape, gradients.dtype))
 
 
-def allocate_backward(of_loss: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+def allocate_backward(of_loss: Tensor, gradients: Tensor, inputs: list[Tensor]) -> Tensor:
     """The fake implementation."""
-    return [gradient.new_empty(gradient.shape) for gradient in gradients]
+    return gradients.new_empty(gradients.shape)
