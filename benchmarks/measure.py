@@ -138,7 +138,7 @@ def interleave(
     most: int = 30,
     budget: float = 90.0,
     shortest: float = 0.05,
-    settle: float = 0.02,
+    settle: float = 0.1,
     warm_ups: int = 2,
 ) -> Rounds:
     """Time every contender once in every round, in an order that moves on by one each round.
@@ -148,8 +148,9 @@ def interleave(
         rounds: how many; by default as many as take `budget` seconds, between `least` and `most`.
         probe: runs before the first round and after each.
         shortest: a contender that is faster than so many seconds is called several times in a row.
-        settle: seconds of sleep before each measurement. Thread pools keep spinning for some time after their work
-            is done, and would take the cores from the next contender's pool.
+        settle: seconds of sleep before each measurement. Thread pools go on spinning after their work is done (ONNX
+            Runtime's for 60 ms) and would take the cores from the next contender's pool; and for some 50 ms after a
+            load the system starts two threads on one core (a peak of 80 % for each of them, 100 % after 0.1 s).
         warm_ups: runs of each contender before the rounds, at least one.
     """
     warm = dict.fromkeys(calls, math.inf)
