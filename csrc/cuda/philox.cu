@@ -3,10 +3,9 @@
 // grid: blocks of all rows are numbered through, b = sample * blocks_per_row + block. Memory traffic: the output once,
 // plus one id per block (cached). No shared memory, no synchronisation. Index arithmetic is int64: samples * count may
 // exceed 2^31. Stores are scalar because a row need not start at a multiple of 16 bytes.
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
+#include "device.cuh"
 #include "rohydr/box_muller.h"
 #include "rohydr/launch.h"
 #include "rohydr/philox.h"
@@ -63,8 +62,8 @@ int launch(const PhiloxRequest& request, typename To::Value* out, int device, vo
   const std::int64_t blocks_per_row = philox_blocks_per_row(request.count);
   const std::int64_t wanted = (request.samples * blocks_per_row + kThreads - 1) / kThreads;
   const unsigned grid = static_cast<unsigned>(wanted < kMaxGrid ? wanted : kMaxGrid);
-  philox_kernel<To><<<grid, kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(request, blocks_per_row, out);
-  error = cudaGetLastError();
+  error = static_cast<cudaError_t>(
+      ROHYDR_LAUNCH((philox_kernel<To>), grid, kThreads, 0, cuda_stream, request, blocks_per_row, out));
   if (previous != device) {
     const cudaError_t back = cudaSetDevice(previous);
     if (error == cudaSuccess) error = back;
