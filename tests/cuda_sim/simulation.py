@@ -62,7 +62,8 @@ class Simulation:
                     places.append((argument, self._to_device(argument)))
                     values.append(ctypes.c_void_p(places[-1][1]))
                 else:
-                    values.append(ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument))
+                    scalar = ctypes.c_double if isinstance(argument, float) else ctypes.c_int64
+                    values.append(scalar(argument))
             self._library.rohydr_sim_clear_report()
             error = function(*values)
             for kernel in self._library.rohydr_sim_launched().decode().split("\n")[:-1]:

@@ -1,0 +1,1 @@
+"""An interpreter of PTX, the code that nvcc and Triton emit: see `module.Module`."""
