@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One block at a time: its threads are fibers that run one after the other, each until it has to wait. Which runs first
+// One block at a time: its threads are fibers that run one after the other, each until it has to wait, and a warp goes on
+// while any of its threads can, so that warps are as far apart as barriers let them be. Which warp and which lane runs first
 // is a choice of the caller (forward, reverse, random): a kernel without races gives the same bits in any order.
 // A failure ends the launch; the fibers are abandoned where they stand.
 #pragma once
@@ -36,6 +37,10 @@ inline Schedule& schedule() {
 inline std::string text_of(const Location& at) {
   const std::string path = at.file_name();
   return format("%s:%u", path.substr(path.rfind('/') + 1).c_str(), static_cast<unsigned>(at.line()));
+}
+
+inline bool same_place(const Location& a, const Location& b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
 // Lanes of one mask that meet to exchange values. Buffered twice: a lane may meet the others for the next time while
@@ -128,7 +133,7 @@ class Block {
   int barrier(bool predicate, const Location& at) {
     if (barrier_arrived_ == 0) {
       barrier_site_ = at;
-    } else if (text_of(barrier_site_) != text_of(at)) {
+    } else if (!same_place(barrier_site_, at)) {
       fail(format("divergent barrier: this thread waits at %s, others of its block at %s", text_of(at).c_str(),
                   text_of(barrier_site_).c_str()));
     }
@@ -157,6 +162,7 @@ class Block {
  private:
   static void thread_entry();
   void prepare_threads();
+  bool run_warp(std::size_t warp, std::mt19937_64& random);
   void release_barrier() {
     barrier_arrived_ = 0;
     ++barrier_generation_;
@@ -253,25 +259,42 @@ inline void Block::prepare_threads() {
   barrier_votes_[0] = barrier_votes_[1] = 0;
 }
 
+// Lets each thread of a warp that does not wait run until it does; false when all wait.
+inline bool Block::run_warp(std::size_t warp, std::mt19937_64& random) {
+  const std::size_t first = warp * kWarpSize;
+  const unsigned lanes = static_cast<unsigned>(std::min(threads_.size() - first, std::size_t{kWarpSize}));
+  const unsigned start = schedule().order == Order::kRandom ? static_cast<unsigned>(random() % lanes) : 0;
+  bool progress = false;
+  for (unsigned i = 0; i < lanes; ++i) {
+    const unsigned lane = schedule().order == Order::kReverse ? lanes - 1 - i : (start + i) % lanes;
+    Thread& thread = threads_[first + lane];
+    if (thread.done || thread.waiting()) continue;
+    progress = true;
+    current_ = &thread;
+    switch_context(main_, thread.context);
+    if (!error_.empty()) break;
+  }
+  return progress;
+}
+
 inline bool Block::run(uint3 index, const std::function<void()>& body) {
   index_ = index;
   body_ = &body;
   shared_.poison();
   prepare_threads();
-  std::vector<unsigned> turns(threads_.size());
-  for (unsigned i = 0; i < turns.size(); ++i) turns[i] = i;
-  if (schedule().order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  const Order order = schedule().order;
   std::mt19937_64 random(schedule().seed ^ (std::uint64_t{index.x} << 40 | std::uint64_t{index.y} << 20 | index.z));
+  std::vector<std::size_t> turns(warps_.size());
+  for (std::size_t i = 0; i < turns.size(); ++i) turns[i] = order == Order::kReverse ? turns.size() - 1 - i : i;
   while (live_ > 0) {
-    if (schedule().order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), random);
+    if (order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), random);
     bool progress = false;
-    for (const unsigned turn : turns) {
-      Thread& thread = threads_[turn];
-      if (thread.done || thread.waiting()) continue;
-      progress = true;
-      current_ = &thread;
-      switch_context(main_, thread.context);
-      if (!error_.empty()) return false;
+    for (const std::size_t warp : turns) {
+      while (run_warp(warp, random)) {
+        progress = true;
+        if (!error_.empty()) return false;
+        if (order == Order::kRandom && random() % 4 == 0) break;
+      }
     }
     if (!progress) {
       error_ = deadlock();

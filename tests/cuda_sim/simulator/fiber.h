@@ -33,14 +33,14 @@ inline std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Fresh memory of whole pages; abort is right when there is none, since no kernel can be run then.
-inline unsigned char* map_pages(std::size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+// Address space that cannot be touched yet; abort is right when there is none, since no kernel can be run then.
+inline unsigned char* reserve(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) std::abort();
   return static_cast<unsigned char*>(memory);
 }
 
-// A stack with an unmapped page below it, so that an overflow stops at once.
+// A stack with a page below it that cannot be touched, so that an overflow stops at once.
 class Stack {
  public:
 #if defined(__SANITIZE_ADDRESS__)
@@ -49,7 +49,7 @@ class Stack {
   static constexpr std::size_t kBytes = 128 * 1024;
 #endif
 
-  Stack() : memory_(map_pages(kBytes + page_size())) { mprotect(memory_, page_size(), PROT_NONE); }
+  Stack() : memory_(reserve(kBytes + page_size())) { mprotect(bottom(), kBytes, PROT_READ | PROT_WRITE); }
   ~Stack() {
     unpoison();
     munmap(memory_, kBytes + page_size());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A launch runs every block to its end before it returns. Limits are those of sm_90. An access to an unmapped page is
+// A launch runs every block to its end before it returns. Limits are those of sm_90. An access to a guard is
 // caught, and reported with the thread that made it.
 #pragma once
 
@@ -89,6 +89,13 @@ inline bool run_blocks(Block& block, dim3 grid, const std::function<void()>& bod
   return true;
 }
 
+// The same; an access to a guard ends it. Not inlined: no variable may live across the jump.
+[[gnu::noinline]] inline bool run_guarded(Block& block, dim3 grid, const std::function<void()>& body) {
+  const FaultHandler handler;
+  if (sigsetjmp(FaultHandler::way_out(), 1) != 0) return false;
+  return run_blocks(block, grid, body);
+}
+
 inline int launch(const char* name, dim3 grid, dim3 block_size, std::size_t shared_bytes,
                   const std::function<void()>& body) {
   constexpr std::size_t kMaxShared = 227 * 1024;
@@ -100,16 +107,11 @@ inline int launch(const char* name, dim3 grid, dim3 block_size, std::size_t shar
   }
   if (shared_bytes > kMaxShared) return cudaErrorInvalidValue;
   report().launched += std::string(name) + "\n";
-  // Static, so that the landing of the jump finds it whatever the registers hold.
-  static std::unique_ptr<Block> block;
-  block = std::make_unique<Block>(grid, block_size, shared_bytes);
-  running_block() = block.get();
-  const FaultHandler handler;
-  bool good = false;
-  if (sigsetjmp(FaultHandler::way_out(), 1) == 0) good = run_blocks(*block, grid, body);
-  std::string error = good ? device_memory().damage() : block->error();
+  Block block(grid, block_size, shared_bytes);
+  running_block() = &block;
+  const bool good = run_guarded(block, grid, body);
   running_block() = nullptr;
-  block.reset();
+  const std::string error = good ? device_memory().damage() : block.error();
   if (error.empty()) return cudaSuccess;
   report().error = std::string(name) + ": " + error;
   return cudaErrorLaunchFailure;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Memory that shows wrong accesses. Device memory: each allocation ends at an unmapped page, starts after one, and is
-// filled with 0xFF, which is NaN in every floating-point type. Between its end and the page lie at most 15 bytes (an
-// allocation is 16-byte aligned), which a check compares after each launch. Shared memory: the same, for each block.
+// Memory that shows wrong accesses. Device memory: each allocation ends where 64 MiB that cannot be touched begin, starts
+// after as many, and is filled with 0xFF, which is NaN in every floating-point type. Between its end and those lie at most
+// 15 bytes (an allocation is 16-byte aligned), which are compared after each launch. Shared memory is the same, for each
+// block.
 #pragma once
 
 #include <cstdio>
@@ -14,6 +15,7 @@
 namespace rohydr::sim {
 
 constexpr unsigned char kPoison = 0xFF;
+constexpr std::size_t kGuard = std::size_t{64} << 20;  // address space only; a multiple of every page size
 
 inline std::string format(const char* pattern, auto... values) {
   char text[512];
@@ -21,18 +23,17 @@ inline std::string format(const char* pattern, auto... values) {
   return text;
 }
 
-// `bytes` of memory at an alignment, as far to the right as that allows, between two unmapped pages.
+// `bytes` of memory at an alignment, as far to the right as that allows, between two guards.
 class GuardedRegion {
  public:
   GuardedRegion(std::size_t bytes, std::size_t alignment)
-      : bytes_(bytes), inside_(round_up(bytes + alignment, page_size())), memory_(map_pages(inside_ + 2 * page_size())) {
-    mprotect(memory_, page_size(), PROT_NONE);
-    mprotect(memory_ + page_size() + inside_, page_size(), PROT_NONE);
-    start_ = memory_ + page_size() + inside_ - round_up(bytes, alignment);
-    std::memset(memory_ + page_size(), kPoison, inside_);
+      : bytes_(bytes), inside_(round_up(bytes + alignment, page_size())), memory_(reserve(inside_ + 2 * kGuard)) {
+    mprotect(memory_ + kGuard, inside_, PROT_READ | PROT_WRITE);
+    start_ = memory_ + kGuard + inside_ - round_up(bytes, alignment);
+    std::memset(memory_ + kGuard, kPoison, inside_);
   }
   ~GuardedRegion() {
-    if (memory_ != nullptr) munmap(memory_, inside_ + 2 * page_size());
+    if (memory_ != nullptr) munmap(memory_, inside_ + 2 * kGuard);
   }
   GuardedRegion(GuardedRegion&& other) noexcept { *this = static_cast<GuardedRegion&&>(other); }
   GuardedRegion& operator=(GuardedRegion&& other) noexcept {
@@ -56,7 +57,7 @@ class GuardedRegion {
 
   bool maps(const void* address) const {
     const auto* place = static_cast<const unsigned char*>(address);
-    return place >= memory_ && place < memory_ + inside_ + 2 * page_size();
+    return place >= memory_ && place < memory_ + inside_ + 2 * kGuard;
   }
 
   // How far an address is from the memory; for example "12 bytes past the end of its 400".
@@ -66,10 +67,10 @@ class GuardedRegion {
     return format("%zd bytes past the end of its %zu", place - (start_ + bytes_), bytes_);
   }
 
-  // What was written beside the memory, without reaching an unmapped page; empty when nothing was.
+  // What was written beside the memory, without reaching a guard; empty when nothing was.
   std::string damage() const {
-    const unsigned char* end = memory_ + page_size() + inside_;
-    for (const unsigned char* p = memory_ + page_size(); p != end; ++p) {
+    const unsigned char* end = memory_ + kGuard + inside_;
+    for (const unsigned char* p = memory_ + kGuard; p != end; ++p) {
       if (p == start_) p += bytes_;
       if (p == end) break;
       if (*p != kPoison) return place_of(p);
