@@ -1,4 +1,4 @@
-"""Shared by all tests: fixed seeds, the `gpu` marker, the folder of the checkout."""
+"""Shared by all tests: fixed seeds, the `gpu` marker, the folder of the checkout, the count of CUDA kernels that ran."""
 
 import random
 from pathlib import Path
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cuda_sim import executed
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(0)
@@ -14,6 +16,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip(f"no CUDA device that torch {torch.__version__} can use")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for line in executed.lines():
+        terminalreporter.write_line(f"CUDA kernels without a GPU: {line}")
 
 
 @pytest.fixture
