@@ -1,4 +1,4 @@
-"""Shared by all tests: fixed seeds, the `gpu` marker, the folder of the checkout, the count of CUDA kernels that ran."""
+"""Shared by all tests: fixed seeds, the `gpu` marker, the folder of the checkout, which CUDA kernels were executed."""
 
 import random
 from pathlib import Path

@@ -9,7 +9,7 @@ INTERPRETER = "interpreted PTX"
 
 def record(how: str, kernel: str) -> None:
     """Count one launch."""
-    _LAUNCHES[how][kernel] += 1
+    _LAUNCHES[how][kernel.rpartition("::")[2]] += 1
 
 
 def lines() -> list[str]:

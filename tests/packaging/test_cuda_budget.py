@@ -1,7 +1,7 @@
 """Every kernel of csrc/cuda compiles without warnings and stays within csrc/cuda/budget.json.
 
-For each kernel and architecture the table gives the largest number of registers, barriers, and bytes of stack, spills and
-static shared memory, and for each kernel the machine instructions it must have ("require"). None may use local memory.
+For each kernel and architecture the table gives the most registers, barriers, and bytes of stack, spills and static
+shared memory, and for each kernel the machine instructions it must have ("require"). None may use local memory.
 """
 
 import json

@@ -89,6 +89,21 @@ def _lookup(machine, it, active):
     machine.write(it.operands[0], result, "b32", active)
 
 
+@instruction("bfind")
+def _find(machine, it, active):
+    """The highest set bit (of ~a where a is negative), or how far it is from the top; all ones where there is none."""
+    bits = 8 * types.width_of(it.type)
+    value = np.asarray(machine.value(it.operands[1], it.type))
+    if it.type[0] == "s":
+        value = np.where(value < 0, ~value, value)
+    places = np.full(value.shape, -1, np.int64)
+    for place in range(bits):
+        places = np.where(value >> value.dtype.type(place) & value.dtype.type(1) != 0, place, places)
+    if it.has("shiftamt"):
+        places = np.where(places < 0, places, bits - 1 - places)
+    machine.write(it.operands[0], places.astype(np.uint32), "u32", active)
+
+
 @instruction("popc", "clz", "brev")
 def _count_bits(machine, it, active):
     width = types.width_of(it.type)

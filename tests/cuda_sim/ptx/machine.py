@@ -187,7 +187,7 @@ class Machine:
 
     # Control.
 
-    def run(self, handlers: dict, max_steps: int = 20_000_000) -> None:
+    def run(self, handlers: dict, max_steps: int) -> None:
         """Run all threads to their end.
 
         Raises:

@@ -69,7 +69,7 @@ class Module:
             raise PtxError(f"kernel must be a part of one name, got {part!r} for {list(self.kernels)}")
         return self.kernels[found[0]]
 
-    def launch(self, kernel: str, *, grid, block, arguments, shared_bytes: int = 0) -> Profile:
+    def launch(self, kernel: str, *, grid, block, arguments, shared_bytes: int = 0, max_steps: int = 20_000_000):
         """Run a kernel; arrays are copied to the device and back into the same arrays.
 
         Args:
@@ -77,6 +77,10 @@ class Module:
             grid, block: an integer or up to three.
             arguments: arrays, numbers, bytes and `Struct`s. Trailing pointers that Triton adds may be left out.
             shared_bytes: dynamic shared memory.
+            max_steps: instructions after which a batch of blocks counts as one that never ends.
+
+        Returns:
+            A `Profile`.
 
         Raises:
             PtxError: the kernel did what a device forbids, or wrote to a read-only array.
@@ -95,7 +99,7 @@ class Module:
         for start in range(0, blocks, batch):
             numbers = range(start, min(start + batch, blocks))
             machine = Machine(found, device, grid, block, numbers, parameters, shared_bytes, symbols)
-            machine.run(HANDLERS)
+            machine.run(HANDLERS, max_steps)
             for number, executions in machine.executed.items():
                 counts[found.instructions[number].mnemonic] += executions
         executed.record(executed.INTERPRETER, kernel)

@@ -190,6 +190,7 @@ def _statements(body: str) -> list[str]:
             current = []
         else:
             current.append(piece)
+    statements.append(" ".join("".join(current).split()))  # a label at the end
     return [statement for statement in statements if statement]
 
 
