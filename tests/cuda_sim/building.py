@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 KERNELS = ROOT / "csrc" / "cuda"
 INCLUDES = [KERNELS, ROOT / "csrc" / "include", HERE]
-CXX = os.environ.get("CXX") or "g++"
+CXX = "g++"  # the simulator uses its extensions
 SIMULATOR_FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-DROHYDR_CUDA_SIM"]
 SIMULATOR_FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # Every module has a simulator of its own: none of its variables may become one with another module's.
@@ -64,6 +64,8 @@ def run(command: list) -> subprocess.CompletedProcess:
     Raises:
         CompileError: it failed.
     """
+    if shutil.which(command[0]) is None:
+        pytest.fail(f"{command[0]} was not found, and CUDA kernels are tested with it. Install it.", pytrace=False)
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280)
     if done.returncode != 0:
         raise CompileError(f"{' '.join(map(str, command[:2]))} failed:\n{done.stderr[-6000:]}")

@@ -113,7 +113,8 @@ INTEGER = [
 ]
 NARROW_RESULT = ("popc.b64", "clz.b64")
 SHIFTS = ("shl", "shr", "shf", "bfe")
-SOURCES = {"mad": 3, "bfe": 3, "shf": 3, "prmt": 3} | dict.fromkeys(["not", "neg", "abs", "popc", "clz", "brev", "bfind"], 1)
+SOURCES = {"mad": 3, "bfe": 3, "shf": 3, "prmt": 3}
+SOURCES |= dict.fromkeys(["not", "neg", "abs", "popc", "clz", "brev", "bfind"], 1)
 
 
 @pytest.mark.parametrize(("mnemonic", "meaning"), INTEGER, ids=[mnemonic for mnemonic, _ in INTEGER])

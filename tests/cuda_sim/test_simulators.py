@@ -81,6 +81,17 @@ def test_functions_of_a_warp():
         np.testing.assert_array_equal(row, rule)
 
 
+def test_the_portable_switch_of_fibers_gives_the_same_bits():
+    module = Simulation(building.simulator_module([SOURCE], defines=("ROHYDR_SIM_UCONTEXT",)))
+    value, found = words(0), [numbers.poisoned((14, 64), np.uint32) for _ in range(2)]
+    module.call("launch_warp_functions", value, found[0])
+    simulated().call("launch_warp_functions", value, found[1])
+    assert found[0].tobytes() == found[1].tobytes()
+    with pytest.raises(SimulationError, match="past the end of its 64"):
+        module.call("launch_misdeeds", np.zeros(16, np.float32), 0, 16, 128)
+    module.call("launch_warp_functions", value, found[0])
+
+
 def test_functions_of_bits():
     a = words(1)
     b = a[::-1].copy()
