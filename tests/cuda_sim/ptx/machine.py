@@ -45,6 +45,10 @@ class Machine:
         self.live = thread < size
         self.pc = np.zeros(count, np.int64)
         self.waits = np.zeros(count, bool)
+        # The threads that run, at the instruction `number`, until they come to `limit`; pc is that of all others.
+        self.group: np.ndarray | None = None
+        self.number = self.limit = self.group_warps = 0
+        self.group_is_all = False
         self.epoch = np.ones(len(blocks), np.int32)  # barriers that a block has passed
         self.executed = Counter()  # warps that executed an instruction, by its number
         self.registers: dict[str, np.ndarray] = {}
@@ -202,36 +206,61 @@ class Machine:
         raise PtxError(f"{self.kernel.name}: not at its end after {max_steps} instructions")
 
     def _step(self, handlers: dict) -> None:
-        runnable = self.live & ~self.waits
-        if not runnable.any():
-            raise PtxError(f"deadlock: {self._where_threads_wait()}")
-        number = int(np.where(runnable, self.pc, _FAR).min())
-        if number >= len(self.kernel.instructions):
-            raise PtxError(f"{self.kernel.name}: a thread ran past the last instruction")
-        here = runnable & (self.pc == number)
-        instruction = self.kernel.instructions[number]
-        self.executed[number] += int(here.reshape(-1, WARP).any(axis=1).sum())
-        self.pc[here] = number + 1
-        active = here
+        if self.group is None or self.number >= self.limit:
+            self._regroup()
+        instruction = self.kernel.instructions[self.number]
+        self.executed[self.number] += self.group_warps
+        self.number += 1
+        active = self.group
+        everybody = self.group_is_all
         if instruction.guard is not None:
-            active = here & (self.bits(instruction.guard, 0) ^ instruction.guard_negated)
+            active = active & (self.bits(instruction.guard, 0) ^ instruction.guard_negated)
             if not active.any():
                 return
+            everybody = everybody and bool(active.all())
         try:
             handler = handlers[instruction.opcode]
         except KeyError:
             raise Unsupported(f"the instruction {instruction.text}") from None
-        handler(self, instruction, None if active.all() else active)
+        handler(self, instruction, None if everybody else active)
+
+    def _regroup(self) -> None:
+        """Choose the threads at the lowest instruction; they go on until they come to where others are."""
+        self.settle()
+        runnable = self.live & ~self.waits
+        if not runnable.any():
+            raise PtxError(f"deadlock: {self._where_threads_wait()}")
+        self.number = int(np.where(runnable, self.pc, _FAR).min())
+        if self.number >= len(self.kernel.instructions):
+            raise PtxError(f"{self.kernel.name}: a thread ran past the last instruction")
+        self.group = runnable & (self.pc == self.number)
+        others = runnable & ~self.group
+        self.limit = min(int(np.where(others, self.pc, _FAR).min()), len(self.kernel.instructions))
+        self.group_warps = int(self.group.reshape(-1, WARP).any(axis=1).sum())
+        self.group_is_all = bool(self.group.all())
+
+    def settle(self) -> None:
+        """Write down where the running threads are, and let them be chosen again."""
+        if self.group is not None:
+            self.pc[self.group] = self.number
+            self.group = None
 
     def branch(self, instruction: Instruction, active) -> None:
-        self.pc[slice(None) if active is None else active] = self.kernel.labels[instruction.operands[0].name]
+        target = self.kernel.labels[instruction.operands[0].name]
+        if active is None or np.array_equal(active, self.group):
+            self.number = target
+        else:
+            self.settle()
+            self.pc[active] = target
 
     def leave(self, active) -> None:
+        self.settle()
         self.live[slice(None) if active is None else active] = False
         self.release_barriers()
 
     def arrive(self, active, vote: Callable | None = None) -> None:
         """Threads wait at a barrier; vote(threads) is called when all are there."""
+        self.settle()
         mine = slice(None) if active is None else active
         self.waits[mine] = True
         if vote is not None:
