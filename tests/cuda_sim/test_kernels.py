@@ -53,6 +53,26 @@ def test_instructions_are_counted_for_each_warp():
     assert 500 < profile.total() < 900
 
 
+def test_conflicts_of_banks_are_counted(tmp_path):
+    case = CASES["bf16_matmul-64x64x32"]
+    _, profile = case.interpret(interpreted(case.sources[0]))
+    # 1 slice: 5 ldmatrix.x4 of 4 passes in each of 2 steps for 4 warps, and 4 x 128 copies of 16 bytes in passes of 8.
+    # The padding keeps ldmatrix free of conflicts; the two rows of 80 bytes that 8 copies fill share 4 banks.
+    assert profile.traffic.extra_passes == 4 * 128 // 8
+    assert profile.traffic.passes == 2 * 5 * 4 * 4 + 2 * 4 * 128 // 8
+    assert profile.traffic.bytes == 2 * 64 * 32 * 2 + 64 * 64 * 4
+
+    source = tmp_path / "unpadded.cu"
+    padded = "constexpr int kPitch = kSlice + 8;"
+    text = case.sources[0].read_text(encoding="utf-8")
+    assert text.count(padded) == 1
+    source.write_text(text.replace(padded, "constexpr int kPitch = kSlice;"), encoding="utf-8")
+    output, profile = case.interpret(Module(building.ptx_of(source)))
+    assert not case.mistake(output)
+    # Rows of 64 bytes: 8 rows of a matrix lie in 2 groups of banks, so a pass becomes 4.
+    assert profile.traffic.extra_passes == 3 * 2 * 5 * 4 * 4
+
+
 def test_an_input_that_is_written_to_is_found():
     case = CASES["layer_norm-7x33"]
     x, scale, shift = case.inputs

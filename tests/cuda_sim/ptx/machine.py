@@ -13,6 +13,7 @@ from . import types
 from .errors import PtxError, Unsupported
 from .memory import LOCAL_BASE, SHARED_BASE, BlockMemory, Device
 from .parser import Immediate, Instruction, Kernel, Negated, Pair, Register, Symbol
+from .traffic import Traffic
 
 WARP = 32
 _FAR = np.iinfo(np.int64).max
@@ -50,6 +51,7 @@ class Machine:
         self.number = self.limit = self.group_warps = 0
         self.group_is_all = False
         self.epoch = np.ones(len(blocks), np.int32)  # barriers that a block has passed
+        self.traffic = Traffic()
         self.executed = Counter()  # warps that executed an instruction, by its number
         self.registers: dict[str, np.ndarray] = {}
         self.symbols = dict(symbols)

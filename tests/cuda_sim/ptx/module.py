@@ -2,7 +2,8 @@
 
 module = Module(text)
 profile = module.launch("layer_norm", grid=3, block=128, arguments=[x, y, rows, 1e-5])
-profile["mma"]  # warps that executed one, for each warp of the launch
+profile["mma"]  # how many a warp executed
+profile.traffic.extra_passes  # conflicts of banks
 """
 
 import struct
@@ -18,6 +19,7 @@ from .handlers import HANDLERS
 from .machine import WARP, Machine
 from .memory import Device
 from .parser import Kernel, parse
+from .traffic import Traffic
 
 _BATCH = 4096  # threads that run together
 _REGISTERED = (arithmetic, bits, conversions, movement, warps)  # imported for their handlers
@@ -32,10 +34,11 @@ class Struct:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a launch executed: instructions by their full names, counted once for each warp."""
+    """What a launch executed: instructions by their full names, counted once for each warp, and what memory did."""
 
     warps: int
     executed: Counter
+    traffic: Traffic
 
     def __getitem__(self, opcode: str) -> float:
         """Instructions that begin with these words ("mma", "ld.global"), for each warp."""
@@ -95,17 +98,18 @@ class Module:
         symbols |= {parameter.name: parameter.offset for parameter in found.parameters}
         threads = -(-block[0] * block[1] * block[2] // WARP) * WARP
         blocks, batch = grid[0] * grid[1] * grid[2], max(1, _BATCH // threads)
-        counts: Counter = Counter()
+        counts, traffic = Counter(), Traffic()
         for start in range(0, blocks, batch):
             numbers = range(start, min(start + batch, blocks))
             machine = Machine(found, device, grid, block, numbers, parameters, shared_bytes, symbols)
             machine.run(HANDLERS, max_steps)
+            traffic.add(machine.traffic)
             for number, executions in machine.executed.items():
                 counts[found.instructions[number].mnemonic] += executions
         executed.record(executed.INTERPRETER, kernel)
         for array, address in places:
             _copy_back(kernel, array, device.get(address, array))
-        return Profile(blocks * threads // WARP, counts)
+        return Profile(blocks * threads // WARP, counts, traffic)
 
 
 def _place_variables(kernel: Kernel, device: Device) -> dict[str, int]:

@@ -95,11 +95,15 @@ class Access:
         return self.memory.view(width)
 
     def note(self, write: bool) -> None:
+        """Look for races, and count what the memory has to do."""
+        warps = self.machine.warp[self.threads]
         if self.space == "shared":
-            warps = self.machine.warp[self.threads].astype(np.int32)
             epochs = self.machine.epochs()[self.threads]
             record = self.memory.note_write if write else self.memory.note_read
-            record(self.offsets, self.width, warps, epochs, self.it.text)
+            record(self.offsets, self.width, warps.astype(np.int32), epochs, self.it.text)
+            self.machine.traffic.shared(warps, self.machine.lane[self.threads], self.offsets, self.width)
+        elif self.space == "global":
+            self.machine.traffic.of_global(warps, self.offsets, self.width)
 
     def full(self, values: np.ndarray) -> np.ndarray:
         """Values of the active threads -> of all threads."""
@@ -182,6 +186,7 @@ def _issue(machine, it, active, threads) -> None:
     source = np.zeros((machine.count, width), np.uint8)
     if reading.any():
         access = Access(machine, it, it.operands[1], width, reading, "global")
+        access.note(write=False)
         source[access.threads] = access.view(1)[_spread(access.offsets, width)]
     machine.copies.append((threads, machine.copy_group[threads].copy(), to.offsets, source[threads], it))
 
