@@ -27,11 +27,12 @@ def wants_gradient(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
 
 
-def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool, grad_of: tuple[str, ...] = ()) -> str:
+def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool, grad_of: tuple[str, ...] = (), **sizes) -> str:
     """The backend of a call on `x`; under `torch.compile` the choice is made once, when the call is traced.
 
     Args:
         needs_grad, grad_of: see `support`.
+        sizes: `width` and `head_dims`, of an operation with heads, see there.
 
     Raises:
         UsageError: no such backend.
@@ -40,8 +41,8 @@ def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool, grad_of: t
     transformed = forward_ad._current_level >= 0 or in_func_transform()
     facts = (x.device.type, x.dtype, needs_grad, grad_of, transformed)
     if not torch.compiler.is_compiling():
-        return _select(op, backend, *facts)
-    name, refusal = _choose_for_trace(op, backend, *facts)
+        return _select(op, backend, *facts, **sizes)
+    name, refusal = _choose_for_trace(op, backend, *facts, **sizes)
     if refusal:
         raise BackendUnavailable(refusal)
     return name
@@ -64,16 +65,15 @@ def run_reference(function, x: Tensor, *args, **options):
         return function(x, *args, **options)
 
 
-def _select(op, backend, device, dtype, needs_grad, grad_of, transformed) -> str:
-    return select(
-        op, backend, device=device, dtype=dtype, needs_grad=needs_grad, grad_of=grad_of, transformed=transformed
-    )
+def _select(op, backend, device, dtype, needs_grad, grad_of, transformed, **sizes) -> str:
+    facts = dict(device=device, dtype=dtype, needs_grad=needs_grad, grad_of=grad_of, transformed=transformed)
+    return select(op, backend, **facts, **sizes)
 
 
 @constant_when_traced
-def _choose_for_trace(op, backend, *facts) -> tuple[str, str]:
+def _choose_for_trace(op, backend, *facts, **sizes) -> tuple[str, str]:
     """The name, or the sentence of a refusal: an exception in here would reach the user as one of the compiler's."""
     try:
-        return _select(op, backend, *facts), ""
+        return _select(op, backend, *facts, **sizes), ""
     except RohydrError as error:
         return "", str(error)

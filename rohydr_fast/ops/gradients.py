@@ -207,13 +207,13 @@ def for_inputs(ctx, gradients: dict[int, Tensor | list[Tensor | None]]) -> tuple
     return tuple(result)
 
 
-def once(op: str) -> Callable:
+def once(op: str, backend: str = "cpp") -> Callable:
     """The formula of an operation of the way back."""
 
     def formula(ctx, *gradients):
         raise BackendUnavailable(
-            f"{op.removesuffix('_backward')}: its gradient on backend 'cpp' must not be differentiated, got a second "
-            "way back: it is once differentiable. Use backend='reference' inside of "
+            f"{op.removesuffix('_backward')}: its gradient on backend {backend!r} must not be differentiated, got a "
+            "second way back: it is once differentiable. Use backend='reference' inside of "
             "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)."
         )
 

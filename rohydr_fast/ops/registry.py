@@ -165,8 +165,12 @@ _FUSED = {
     "triton": support.no_triton,
     "cuda": support.no_cuda,
 }
+_NETWORK = {**_FUSED, "triton": support.triton_fused}
 _BACKENDS = {
     "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
     "cross_attention": {**_FUSED, "cpp": support.native_attention},
+    "denoiser_block": _NETWORK,
+    "denoiser": _NETWORK,
+    "reverse_loop": _NETWORK,
 }
 _RECORDS = {(op, name): Record(op, name, _BACKENDS.get(op, _FUSED)[name]) for op in OPS for name in BACKENDS}

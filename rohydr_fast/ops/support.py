@@ -2,6 +2,7 @@
 
 A predicate takes the facts of a call, each of which may be unknown:
     device: the type of its tensors, "cpu" or "cuda";
+    width, head_dims: channels of a token, at most, and those of a head, of each chain;
     dtype: the dtype of its tensors, a `torch.dtype` or its name;
     needs_grad: a gradient of the result is wanted;
     grad_of: names of inputs that want one, as far as a backend may lack it, see `NO_NATIVE_GRADIENT`;
@@ -10,6 +11,7 @@ A predicate takes the facts of a call, each of which may be unknown:
 
 from .. import __version__, _native
 from ..errors import UsageError
+from .triton import status
 
 Verdict = tuple[bool, str]
 
@@ -38,7 +40,7 @@ def native_core(**call) -> Verdict:
         raise UsageError(str(error)) from None
 
 
-def native_fused(*, device="cpu", dtype=None, needs_grad=False, grad_of=(), transformed=False) -> Verdict:
+def native_fused(*, device="cpu", dtype=None, needs_grad=False, grad_of=(), transformed=False, **call) -> Verdict:
     """The fused operations of the native core: what it cannot do, then as `native_core`."""
     if device != "cpu":
         return False, f"the native core runs tensors on the CPU, and these are on {device}"
@@ -60,8 +62,32 @@ def native_attention(*, needs_grad=False, **call) -> Verdict:
     return native_fused(**call)
 
 
+def triton_fused(*, device=None, dtype=None, transformed=False, width=None, head_dims=(), **call) -> Verdict:
+    """The fused operations by Triton: on a CUDA device, or interpreted on the CPU; without `device`, on either."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in status.DTYPES:
+        return False, f"the Triton kernels compute {' and '.join(status.DTYPES)}, and these are {name}"
+    other = [size for size in head_dims if size not in status.HEAD_DIMS]
+    if other:
+        sizes = ", ".join(map(str, status.HEAD_DIMS))
+        return False, f"the Triton kernels take heads of {sizes} channels, and these have {other[0]}"
+    if width is not None and width > status.MAX_WIDTH:
+        return False, f"the Triton kernels take at most {status.MAX_WIDTH} channels, and these are {width}"
+    if transformed:
+        return False, "the Triton kernels do not run inside torch.func transforms or forward-mode differentiation"
+    if device == "cpu":
+        return status.interpreted()
+    if device not in (None, "cuda"):
+        return False, f"the Triton kernels run tensors on a CUDA device, and these are on {device}"
+    usable, reason = status.on_device()
+    if usable or device == "cuda":
+        return usable, reason
+    interpreted, how = status.interpreted()
+    return (True, how) if interpreted else (False, reason)
+
+
 def no_triton(**call) -> Verdict:
-    """No operation has a Triton kernel yet."""
+    """Operations that have no Triton kernel."""
     return False, f"version {__version__} has no Triton kernel of this operation"
 
 

@@ -1,5 +1,7 @@
 """The network of Eq. 2 at one step, as Eq. 3 trains it. The specification is `reference.py`."""
 
+from operator import index
+
 from torch import Tensor
 
 from ..checks import check_denoiser
@@ -28,18 +30,24 @@ def denoiser(
     Raises:
         UsageError: a shape, dtype or device that does not fit.
         BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to the position
-            and to bfloat16 weights, and its gradients are differentiable once.
+            and to bfloat16 weights, and the gradients of "cpp" and "triton" are differentiable once.
 
     Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
-    whenever they changed.
+    whenever they changed. On "triton" two launches, and eight for each block.
     """
     check_denoiser("denoiser", x, position, modulation, cond_kv, weights, num_heads, token_mask, key_mask)
     options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
     tensors = weights.tensors()
     needs_grad = wants_gradient((x, position, *modulation, cond_kv, *tensors))
     grad_of = wanting(x, tensors, position=position) if needs_grad else ()
-    if choose("denoiser", backend, x, needs_grad, grad_of) == "cpp":
+    width = index(position.shape[1])  # a number in a traced graph too
+    name = choose("denoiser", backend, x, needs_grad, grad_of, width=width, head_dims=(width // num_heads,))
+    if name == "cpp":
         return native.denoiser(x, position, modulation, cond_kv, tensors, **options)
+    if name == "triton":
+        from . import triton_impl
+
+        return triton_impl.denoiser(x, position, modulation, cond_kv, weights, **options)
     weights = weights.to(x.dtype)
     return run_reference(reference.denoiser, x, position, modulation, cond_kv, weights, **options)
 

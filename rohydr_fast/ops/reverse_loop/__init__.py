@@ -1,6 +1,7 @@
 """The whole reverse diffusion of one or more modalities in one call. The specification is `reference.py`."""
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -37,10 +38,10 @@ def reverse_loop(
         UsageError: a shape, dtype or device that does not fit, tables of unequal length, an empty key set, a
             coefficient that is not finite, a noise key out of range, a negative `grad_steps`, too little memory.
         BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to the position,
-            the coefficients and bfloat16 weights, and its gradients are differentiable once.
+            the coefficients and bfloat16 weights, and the gradients of "cpp" and "triton" are differentiable once.
 
     Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
-    whenever they changed.
+    whenever they changed. On "triton", without a gradient, one launch of a CUDA graph for each step.
     """
     chain = Chain(
         x, position, modulation, cond_kv, weights, coefficients, noise, num_heads, token_mask, key_mask, grad_steps
@@ -55,10 +56,10 @@ def reverse_loops(
 
     Args:
         chains: the arguments of `reverse_loop` for each; one dtype and one device for all, other sizes may differ.
-        backend: see `rohydr_fast.explain`. The reference runs them one after another.
+        backend: see `rohydr_fast.explain`. All but "cpp" run them one after another.
         max_memory: bytes that "cpp" may keep for the way back; None is any number. Where they suffice for all chains
-            it keeps what each layer computed, else x_t of every step, and computes the rest again. The reference keeps
-            everything and does not look at this.
+            it keeps what each layer computed, else x_t of every step, and computes the rest again. The others keep
+            everything and do not look at this.
 
     Returns:
         (B, T, C) of each chain, the same numbers as `reverse_loop` gives on the same backend.
@@ -79,8 +80,13 @@ def reverse_loops(
         if steps:
             tables = dict(position=chain.position, coefficients=chain.coefficients)
             grad_of += wanting(chain.x, chain.weights.tensors(), **tables)
-    if choose("reverse_loop", backend, chains[0].x, any(grad_steps), grad_of) == "cpp":
+    name = _choose(chains, backend, any(grad_steps), grad_of)
+    if name == "cpp":
         return native.reverse_loops(chains, grad_steps, max_memory)
+    if name == "triton":
+        from . import graphed
+
+        return [graphed.reverse_loop(chain, steps) for chain, steps in zip(chains, grad_steps, strict=True)]
     return [_run_reference(chain) for chain in chains]
 
 
@@ -91,8 +97,13 @@ def first_undefined_steps(chains: Sequence[Chain], *, backend: str | None = None
     Arguments and errors as `reverse_loops`. Padded tokens are not looked at.
     """
     _check(chains)
-    if len(chains) and choose("reverse_loop", backend, chains[0].x, needs_grad=False) == "cpp":
+    name = _choose(chains, backend, False, ()) if len(chains) else "reference"
+    if name == "cpp":
         runs = native.trajectories(chains)
+    elif name == "triton":
+        from . import graphed
+
+        runs = [graphed.trajectory(chain) for chain in chains]
     else:
         runs = [_reference_trajectory(chain) for chain in chains]
     steps = []
@@ -124,6 +135,13 @@ def _check(chains: Sequence[Chain]) -> None:
         if chain.x.dtype != first.dtype or chain.x.device != first.device:
             got = f"{chain.x.dtype} on {chain.x.device}"
             fail(op, "x", f"be {first.dtype} on {first.device} as in chain 0", got, "Make a call for each dtype.")
+
+
+def _choose(chains: Sequence[Chain], backend: str | None, needs_grad: bool, grad_of: tuple[str, ...]) -> str:
+    widths = [index(chain.position.shape[1]) for chain in chains]  # numbers in a traced graph too
+    head_dims = tuple([width // chain.num_heads for width, chain in zip(widths, chains, strict=True)])
+    x = chains[0].x
+    return choose("reverse_loop", backend, x, needs_grad, grad_of, width=max(widths), head_dims=head_dims)
 
 
 def _grad_steps(chain: Chain) -> int:

@@ -1,5 +1,6 @@
 """The reverse diffusion of one modality, all K steps of Eq. 2: the specification of the fused loop."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,7 @@ def reverse_loop(
     key_mask: Tensor | None = None,
     grad_steps: int | None = None,
     states: list[Tensor] | None = None,
+    network: Callable = denoiser,
 ) -> Tensor:
     """All K reverse steps from x_K to x_0 (Eq. 2), step i using row i - 1 of the tables.
 
@@ -93,6 +95,7 @@ def reverse_loop(
         noise: the key of z_i for i = K..2; z_1 = 0.
         grad_steps: gradients run through the last `grad_steps` steps; None means all K, 0 means none.
         states: receives x_t (B, T, C) of steps K..1, in this order.
+        network: what stands for `denoiser`.
 
     Returns:
         (B, T, C) x_0. Rows that `token_mask` leaves out hold numbers without meaning.
@@ -104,7 +107,7 @@ def reverse_loop(
             states.append(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and i <= grad_steps):
             row = Modulation(modulation.blocks[i - 1], modulation.final[i - 1])
-            prediction, v = denoiser(
+            prediction, v = network(
                 x, position, row, cond_kv, weights, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask
             )
             z = step_noise(x, noise, step=i, stream=philox.Stream.STEP) if i > 1 else None

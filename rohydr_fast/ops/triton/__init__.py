@@ -1,0 +1,1 @@
+"""Triton kernels of the denoiser. Triton is imported by the modules of this package, and they only when one is used."""
