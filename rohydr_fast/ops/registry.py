@@ -168,9 +168,8 @@ _FUSED = {
 _NETWORK = {**_FUSED, "triton": support.triton_fused}
 _BACKENDS = {
     "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
+    "conditioning": {**_FUSED, "triton": support.triton_conditioning},
     "cross_attention": {**_FUSED, "cpp": support.native_attention},
-    "denoiser_block": _NETWORK,
-    "denoiser": _NETWORK,
-    "reverse_loop": _NETWORK,
+    **dict.fromkeys(("denoiser_block", "denoiser", "diffusion_loss", "reverse_loop"), _NETWORK),
 }
 _RECORDS = {(op, name): Record(op, name, _BACKENDS.get(op, _FUSED)[name]) for op in OPS for name in BACKENDS}

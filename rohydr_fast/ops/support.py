@@ -86,6 +86,12 @@ def triton_fused(*, device=None, dtype=None, transformed=False, width=None, head
     return (True, how) if interpreted else (False, reason)
 
 
+def triton_conditioning(**call) -> Verdict:
+    """What comes before a chain or Eq. 3 by Triton: a few products of PyTorch, of which nothing is to be fused."""
+    usable, reason = triton_fused(**call)
+    return usable, f"{reason}; this operation is PyTorch's products there" if usable else reason
+
+
 def no_triton(**call) -> Verdict:
     """Operations that have no Triton kernel."""
     return False, f"version {__version__} has no Triton kernel of this operation"

@@ -174,7 +174,7 @@ def test_rate_0_and_everything_available_evaluate_alike(finished, capsys):
         (["--lambda-c", "2"], 2, "between 0 and 1"),
         (["--device", "abacus"], 2, "must be a device"),
         (["--unknown"], 2, "--unknown"),
-        (["--backend", "triton"], 69, "no Triton kernel"),
+        (["--backend", "triton"], 69, "the Triton kernels run on a CUDA device"),
         (["--backend", "cuda"], 69, "cuda"),
         (["--data", "nowhere.pkl"], 74, "nowhere.pkl"),
         (["--resume", "nowhere"], 74, "nowhere"),

@@ -2,6 +2,7 @@
 `reference.py`."""
 
 from collections.abc import Sequence
+from operator import index
 
 from torch import Tensor
 
@@ -37,10 +38,10 @@ def diffusion_loss(
         UsageError: a shape, dtype or device that does not fit, an empty key set, a row that is not finite, an unknown
             loss, a noise key out of range.
         BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to x_0, its
-            rows, the position and bfloat16 weights, and its gradients are differentiable once.
+            rows, the position and bfloat16 weights, and the gradients of "cpp" and "triton" are differentiable once.
 
     Cost: one native call on "cpp", which computes the gradients too where any is wanted: a way back then only
-    multiplies them by that of the loss.
+    multiplies them by that of the loss. On "triton" the network is that of `denoiser`, and the rest is PyTorch's.
     """
     options = dict(loss=loss, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
     check_diffusion_loss(
@@ -49,10 +50,17 @@ def diffusion_loss(
     tensors = [*weights.tensors(), *kv_weights, *kv_biases]
     needs_grad = wants_gradient((x_0, rows, position, *modulation, encoded, *tensors))
     grad_of = wanting(x_0, tensors, x_0=x_0, rows=rows, position=position) if needs_grad else ()
-    if choose("diffusion_loss", backend, x_0, needs_grad, grad_of) == "cpp":
+    width = index(position.shape[1])  # a number in a traced graph too
+    name = choose("diffusion_loss", backend, x_0, needs_grad, grad_of, width=width, head_dims=(width // num_heads,))
+    if name == "cpp":
         return native.diffusion_loss(
             x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, needs_grad, **options
         )
+    if name == "triton":
+        from ..denoiser.triton_impl import denoiser
+        from ..triton.calls import without_padding
+
+        options["network"], x_0 = denoiser, without_padding(x_0, token_mask)
     return run_reference(
         reference.diffusion_loss,
         x_0,

@@ -1,6 +1,6 @@
 """Eq. 3, plain: the forward process q at each sample's own step, the network, and the loss of its prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,6 +93,7 @@ def diffusion_loss(
     num_heads: int,
     token_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    network: Callable = denoiser,
 ) -> Tensor:
     """L_HDDM of one modality (Eq. 3), each sample at its own step; () tensor.
 
@@ -107,12 +108,13 @@ def diffusion_loss(
         noise: the key of eps and, for nll, of the noise in x_{t-1}.
         loss: nll, kl or hybrid, see `eq3`.
         token_mask, key_mask: (B, T), (B, S) bool.
+        network: what stands for `denoiser`.
     """
     eps = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD)
     previous = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD_PREVIOUS) if loss == "nll" else None
     drawn = forward_sample(x_0, rows, eps, previous)
     cond_kv = keys_values(encoded, kv_weights, kv_biases)
-    prediction, v = denoiser(
+    prediction, v = network(
         drawn.x_t,
         position,
         modulation,

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from rohydr_fast import backend as use_backend
+from rohydr_fast.diffusion.sampler import sample
 from rohydr_fast.ops.denoiser import denoiser
+from rohydr_fast.ops.diffusion_loss import diffusion_loss
 from rohydr_fast.ops.reverse_loop import first_undefined_steps, graphed, reverse_loop, reverse_loops
 from tests.ops.gradient_cases import chain_of, direction, gradients, with_leaves
+from tests.ops.inputs import WIDTH, loss_inputs, make_denoiser
 
 from .rule import check, errors, network_problem, numbers
 
@@ -116,6 +119,7 @@ def test_the_recorded_step_and_the_loop_of_operations_agree_and_so_do_chains_tog
     assert torch.equal(together[1], reverse_loops([chains[1]], backend="triton")[0])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # of numpy, when it multiplies infinities
 def test_where_a_chain_leaves_the_finite_numbers():
     given = network_problem(10, torch.float32, steps=3, layers=1)
     given["coefficients"] = given["coefficients"].clone()
@@ -134,3 +138,22 @@ def test_only_the_last_steps_have_a_gradient_if_so_asked():
     real = given["token_mask"][..., None].float()
     expected = gradients("reverse_loop", given, way * real, backend="reference")
     torch.testing.assert_close(of_rows, expected["['modulation'].blocks"], rtol=1e-4, atol=1e-5)
+
+
+def test_equation_3_and_a_whole_sample_where_the_context_names_triton():
+    model = make_denoiser()
+    given = loss_inputs(batch=2, tokens=3, keys=2)
+    given["weights"] = model.weights()
+    padded = {**given, "x_0": given["x_0"].masked_fill(~given["token_mask"][..., None], torch.nan)}
+    cond, parameters = torch.randn(2, 2, WIDTH), [model.embed.weight, model.blocks[0].fc1.bias, model.out.weight]
+    losses, gradients, samples = [], [], []
+    for name in ("triton", "reference"):
+        with use_backend(name):
+            losses.append(diffusion_loss(**(padded if name == "triton" else given)))  # which does not look there
+            gradients.append(torch.autograd.grad(losses[-1], parameters))
+            with torch.no_grad():
+                samples.append(sample(model, cond, steps=2, seed=3, tokens=3))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(samples[0], samples[1], rtol=1e-4, atol=1e-5)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))

@@ -92,7 +92,7 @@ def test_the_compiler_traces_the_call_and_its_gradients():
 
 def test_on_the_cpu_it_runs_only_by_name():
     assert INTERPRETED.value
-    for op in ("denoiser_block", "denoiser", "reverse_loop"):
+    for op in ("denoiser_block", "denoiser", "diffusion_loss", "reverse_loop"):
         assert select(op) != "triton" and select(op, device="cpu", dtype="bfloat16") == "reference"
         assert select(op, "triton", device="cpu", dtype="bfloat16", needs_grad=True) == "triton"
         (row,) = (row for row in explain(op) if row[0] == "triton")
