@@ -71,17 +71,18 @@ def rounded(arguments: dict, dtype: torch.dtype) -> dict:
     return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, arguments)
 
 
-def numbers(operation: str, arguments: dict, way: Tensor, dtype: torch.dtype, **options) -> dict[str, Tensor]:
-    """The result at real tokens, and the gradient of every input for `way`."""
-    given, leaves = with_leaves(arguments, dtype)
+def numbers(operation: str, arguments: dict, way: Tensor, dtype: torch.dtype, device="cpu", **options) -> dict:
+    """By name, the result at real tokens, and the gradient of every input for `way`; computed on `device`."""
+    there = tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments)
+    given, leaves = with_leaves(there, dtype)
     out = result(operation, given, **options)
-    found = torch.autograd.grad(out, list(leaves.values()), way.to(dtype), allow_unused=True)
-    real = out.detach().masked_fill(~real_tokens(arguments)[..., None], 0)
-    return {"result": real, **{name: g for name, g in zip(leaves, found, strict=True) if g is not None}}
+    found = torch.autograd.grad(out, list(leaves.values()), way.to(device, dtype), allow_unused=True)
+    real = out.detach().cpu().masked_fill(~real_tokens(arguments)[..., None], 0)
+    return {"result": real, **{name: g.cpu() for name, g in zip(leaves, found, strict=True) if g is not None}}
 
 
-def check(operation: str, arguments: dict, dtype: torch.dtype) -> None:
-    """Asserts the rule for the result and for the gradient of every input.
+def check(operation: str, arguments: dict, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Asserts the rule for the result and for the gradient of every input, computed on `device`.
 
     The reference's error is the largest of this problem and of its neighbours. The gradient that is asked for is NaN at
     tokens that the mask leaves out.
@@ -89,7 +90,7 @@ def check(operation: str, arguments: dict, dtype: torch.dtype) -> None:
     way = direction(operation, arguments).to(dtype)
     exact = numbers(operation, arguments, way, torch.float64, backend="reference")
     asked = way.masked_fill(~real_tokens(arguments)[..., None], torch.nan)
-    found = numbers(operation, arguments, asked, dtype, backend="triton")
+    found = numbers(operation, arguments, asked, dtype, device, backend="triton")
     own = errors(numbers(operation, arguments, way, dtype, backend="reference"), exact)
     for seed in range(1, NEIGHBOURS + 1):
         kind = "denoiser_block" if operation == "denoiser_block" else "reverse_loop"
