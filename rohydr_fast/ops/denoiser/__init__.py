@@ -40,8 +40,8 @@ def denoiser(
     tensors = weights.tensors()
     needs_grad = wants_gradient((x, position, *modulation, cond_kv, *tensors))
     grad_of = wanting(x, tensors, position=position) if needs_grad else ()
-    width = index(position.shape[1])  # a number in a traced graph too
-    name = choose("denoiser", backend, x, needs_grad, grad_of, width=width, head_dims=(width // num_heads,))
+    width, head_dim = index(position.shape[1]), index(position.shape[1] // num_heads)  # numbers in a traced graph too
+    name = choose("denoiser", backend, x, needs_grad, grad_of, width=width, head_dims=(head_dim,))
     if name == "cpp":
         return native.denoiser(x, position, modulation, cond_kv, tensors, **options)
     if name == "triton":

@@ -38,8 +38,8 @@ def denoiser_block(
     options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
     needs_grad = wants_gradient((x, modulation, cond_kv, *weights))
     grad_of = wanting(x, weights) if needs_grad else ()
-    width = index(x.shape[2])  # a number in a traced graph too
-    name = choose("denoiser_block", backend, x, needs_grad, grad_of, width=width, head_dims=(width // num_heads,))
+    width, head_dim = index(x.shape[2]), index(x.shape[2] // num_heads)  # numbers in a traced graph too
+    name = choose("denoiser_block", backend, x, needs_grad, grad_of, width=width, head_dims=(head_dim,))
     if name == "cpp":
         return native.denoiser_block(x, modulation, cond_kv, weights, **options)
     if name == "triton":

@@ -50,8 +50,8 @@ def diffusion_loss(
     tensors = [*weights.tensors(), *kv_weights, *kv_biases]
     needs_grad = wants_gradient((x_0, rows, position, *modulation, encoded, *tensors))
     grad_of = wanting(x_0, tensors, x_0=x_0, rows=rows, position=position) if needs_grad else ()
-    width = index(position.shape[1])  # a number in a traced graph too
-    name = choose("diffusion_loss", backend, x_0, needs_grad, grad_of, width=width, head_dims=(width // num_heads,))
+    width, head_dim = index(position.shape[1]), index(position.shape[1] // num_heads)  # numbers in a traced graph too
+    name = choose("diffusion_loss", backend, x_0, needs_grad, grad_of, width=width, head_dims=(head_dim,))
     if name == "cpp":
         return native.diffusion_loss(
             x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, needs_grad, **options

@@ -139,7 +139,7 @@ def _check(chains: Sequence[Chain]) -> None:
 
 def _choose(chains: Sequence[Chain], backend: str | None, needs_grad: bool, grad_of: tuple[str, ...]) -> str:
     widths = [index(chain.position.shape[1]) for chain in chains]  # numbers in a traced graph too
-    head_dims = tuple([width // chain.num_heads for width, chain in zip(widths, chains, strict=True)])
+    head_dims = tuple([index(width // chain.num_heads) for width, chain in zip(widths, chains, strict=True)])
     x = chains[0].x
     return choose("reverse_loop", backend, x, needs_grad, grad_of, width=max(widths), head_dims=head_dims)
 
