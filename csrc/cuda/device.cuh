@@ -44,6 +44,14 @@ int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::siz
 
 namespace ptx {
 
+// threadIdx.x, which the compiler must ask for again: what is computed from it is then not kept in registers from one
+// part of a long kernel to the next.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }

@@ -5,7 +5,7 @@
 // exceed 2^31. Stores are scalar because a row need not start at a multiple of 16 bytes.
 #include <cstdint>
 
-#include "device.cuh"
+#include "device_guard.cuh"
 #include "rohydr/box_muller.h"
 #include "rohydr/launch.h"
 #include "rohydr/philox.h"
@@ -55,20 +55,12 @@ int launch(const PhiloxRequest& request, typename To::Value* out, int device, vo
   constexpr int kThreads = 256;
   constexpr std::int64_t kMaxGrid = 65535;
   if (request.samples == 0 || request.count == 0) return cudaSuccess;
-  int previous = 0;
-  cudaError_t error = cudaGetDevice(&previous);
-  if (error != cudaSuccess) return error;
-  if (previous != device && (error = cudaSetDevice(device)) != cudaSuccess) return error;
+  const DeviceGuard guard(device);
+  if (guard.error() != 0) return guard.error();
   const std::int64_t blocks_per_row = philox_blocks_per_row(request.count);
   const std::int64_t wanted = (request.samples * blocks_per_row + kThreads - 1) / kThreads;
   const unsigned grid = static_cast<unsigned>(wanted < kMaxGrid ? wanted : kMaxGrid);
-  error = static_cast<cudaError_t>(
-      ROHYDR_LAUNCH((philox_kernel<To>), grid, kThreads, 0, cuda_stream, request, blocks_per_row, out));
-  if (previous != device) {
-    const cudaError_t back = cudaSetDevice(previous);
-    if (error == cudaSuccess) error = back;
-  }
-  return error;
+  return ROHYDR_LAUNCH((philox_kernel<To>), grid, kThreads, 0, cuda_stream, request, blocks_per_row, out);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ from .conditioning import operation as conditioning
 from .diffusion_loss import operation as diffusion_loss
 from .memory import empty
 from .packing import CACHE, as_array, as_optional_array, native_threads
+from .reverse_loop import cuda as reverse_loop_cuda
 
 NAMESPACE = "rohydr_fast"
 
@@ -172,6 +173,7 @@ _CPU = {
     "diffusion_loss_backward": diffusion_loss.run_backward,
     **gradients.CPU,
 }
+_CUDA = {"reverse_loops": reverse_loop_cuda.run}
 _FAKE = {
     "cross_attention": lambda q, *rest: _like(q),
     "denoiser_block": lambda x, *rest: _like(x),
@@ -231,6 +233,8 @@ def _register() -> torch.library.Library | None:
             cpu, fake = _without_gradient(op, cpu), _without_gradient(op, fake)
             library.impl(op, torch.library.fallthrough_kernel, "Autograd")  # torch's would warn, and only in backward
         library.impl(op, cpu, "CPU")
+        if op in _CUDA:
+            library.impl(op, _without_gradient(op, _CUDA[op]), "CUDA")
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=library)
     for op, (formula, setup_context) in _FORMULAS.items():
         torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=setup_context, lib=library)

@@ -170,6 +170,7 @@ _BACKENDS = {
     "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
     "conditioning": {**_FUSED, "triton": support.triton_conditioning},
     "cross_attention": {**_FUSED, "cpp": support.native_attention},
-    **dict.fromkeys(("denoiser_block", "denoiser", "diffusion_loss", "reverse_loop"), _NETWORK),
+    **dict.fromkeys(("denoiser_block", "denoiser", "diffusion_loss"), _NETWORK),
+    "reverse_loop": {**_NETWORK, "cuda": support.cuda_loop},
 }
 _RECORDS = {(op, name): Record(op, name, _BACKENDS.get(op, _FUSED)[name]) for op in OPS for name in BACKENDS}

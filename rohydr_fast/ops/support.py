@@ -6,7 +6,8 @@ A predicate takes the facts of a call, each of which may be unknown:
     dtype: the dtype of its tensors, a `torch.dtype` or its name;
     needs_grad: a gradient of the result is wanted;
     grad_of: names of inputs that want one, as far as a backend may lack it, see `NO_NATIVE_GRADIENT`;
-    transformed: the call is inside a transform of `torch.func` or a level of forward-mode differentiation.
+    transformed: the call is inside a transform of `torch.func` or a level of forward-mode differentiation;
+    loops: `reverse_loop.cuda.Sizes` of each chain.
 """
 
 from .. import __version__, _native
@@ -102,8 +103,8 @@ def no_cuda(**call) -> Verdict:
     return False, f"version {__version__} has no CUDA kernel of this operation"
 
 
-def philox_cuda(**call) -> Verdict:
-    """The noise has a CUDA kernel; the core must be built with it, and the machine must have a device."""
+def cuda_device() -> Verdict:
+    """A native core that was built with CUDA, and a device that torch can use."""
     usable, reason = _native.status()
     if not usable:
         return False, reason
@@ -118,3 +119,28 @@ def philox_cuda(**call) -> Verdict:
     if not torch.cuda.is_available():
         return False, f"torch {torch.__version__} cannot use the CUDA device"
     return True, f"the native core was built with CUDA {core.build_info()['cuda_version']}"
+
+
+def philox_cuda(**call) -> Verdict:
+    """The noise has a CUDA kernel, for numbers that are wanted on any device."""
+    return cuda_device()
+
+
+def cuda_loop(*, device="cuda", dtype=None, needs_grad=False, transformed=False, loops=(), **call) -> Verdict:
+    """The whole reverse loop in one launch: without a gradient, and within the limits of its kernel."""
+    usable, reason = cuda_device()
+    if not usable:
+        return False, reason
+    from .reverse_loop import cuda
+
+    if device != "cuda":
+        return False, f"the CUDA kernel runs tensors on a CUDA device, and these are on {device}"
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in cuda.DTYPES:
+        return False, f"the CUDA kernel computes {' and '.join(cuda.DTYPES)}, and these are {name}"
+    if needs_grad:
+        return False, f"version {__version__} has no gradient of the CUDA kernel; triton and the reference have"
+    if transformed:
+        return False, "the CUDA kernel does not run inside torch.func transforms or forward-mode differentiation"
+    refused = [why for one in loops if (why := cuda.refusal(one, name))]
+    return (False, refused[0]) if refused else (True, reason)

@@ -23,7 +23,7 @@ SIMULATOR_FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contrac
 SIMULATOR_FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # Every module has a simulator of its own: none of its variables may become one with another module's.
 SIMULATOR_FLAGS += ["-fno-gnu-unique", "-Wl,-Bsymbolic"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-clobbered"]
 NVCC_FLAGS = ["-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
 
 

@@ -76,6 +76,12 @@ class Simulation:
         finally:
             self._library.rohydr_sim_release_all()
 
+    def value(self, entry: str, *arguments: int) -> int:
+        """What a host function of int64_t gives."""
+        function = getattr(self._library, entry)
+        function.restype = ctypes.c_int64
+        return function(*map(ctypes.c_int64, arguments))
+
     def _to_device(self, array: np.ndarray) -> int:
         if not array.flags.c_contiguous:
             raise ValueError(f"arrays must be contiguous, got strides {array.strides} of shape {array.shape}.")

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from . import building
+from . import building, reverse_loops
 from .cases import all_cases
+from .test_reverse_loop import make
 
 MISDEEDS = """
 #include "device.cuh"
@@ -25,8 +27,8 @@ extern "C" int launch_misdeed(float* data, std::int64_t what) {
 """
 
 
-def call(modules: dict) -> subprocess.CompletedProcess:
-    """Run the module `sanitized` with the sanitizer's library loaded first, which Python itself does not have."""
+def under_sanitizers(*arguments: str) -> subprocess.CompletedProcess:
+    """Run a module with the sanitizers' library loaded first, which Python itself does not have."""
     names = ("libasan.so", "libstdc++.so")
     libraries = [building.run([building.CXX, f"-print-file-name={name}"]).stdout.strip() for name in names]
     environment = {
@@ -35,9 +37,14 @@ def call(modules: dict) -> subprocess.CompletedProcess:
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "PYTHONPATH": str(building.ROOT),
     }
-    argument = json.dumps({name: str(path) for name, path in modules.items()})
-    command = [sys.executable, "-m", "tests.cuda_sim.sanitized", argument]
+    command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=building.ROOT, timeout=200)
+
+
+def call(modules: dict) -> subprocess.CompletedProcess:
+    """Run the module `sanitized`."""
+    argument = json.dumps({name: str(path) for name, path in modules.items()})
+    return under_sanitizers("tests.cuda_sim.sanitized", argument)
 
 
 def test_no_kernel_does_what_a_sanitizer_forbids():
@@ -66,3 +73,15 @@ def test_the_sanitizers_see_what_they_are_for(misdeeds, what, said):
 def test_the_sanitizers_are_silent_where_nothing_is_wrong(misdeeds):
     done = call({"misdeed 2": misdeeds})
     assert done.returncode == 0 and done.stderr == "", done.stderr[:2000]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_the_reverse_loop_under_the_sanitizers(bf16, tmp_path):
+    case = make(1, (64, 8), bf16=bf16, tokens=37, keys=70, channels=5)
+    arguments, outs = reverse_loops.arguments(case, bf16=bf16)
+    np.savez(tmp_path / "call.npz", *arguments)
+    module = building.simulator_module(reverse_loops.SOURCES, sanitize=True)
+    done = under_sanitizers("tests.cuda_sim.sanitized_call", str(module), "reverse_loop", str(tmp_path / "call.npz"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.load(tmp_path / "call.npz.outputs.npy")
+    assert np.array_equal(found, reverse_loops.run(case, bf16=bf16)[0].numpy())

@@ -108,10 +108,18 @@ def denoiser_block_case(seed: int, *, largest_width: int = MAX_WIDTH, scale: flo
     }
 
 
-def reverse_loop_case(seed: int, *, largest_width: int = MAX_WIDTH, scale: float | None = None, **fixed: int) -> dict:
-    """Keywords of `reverse_loop`; `fixed` may give samples, tokens, keys, channels, layers, steps."""
+def reverse_loop_case(
+    seed: int,
+    *,
+    largest_width: int = MAX_WIDTH,
+    scale: float | None = None,
+    network: tuple[int, int] | None = None,
+    **fixed: int,
+) -> dict:
+    """Keywords of `reverse_loop`; `fixed` may give samples, tokens, keys, channels, layers, steps, and `network` the
+    width and the number of heads."""
     draw = Drawer(seed, scale)
-    width, heads = draw.width_and_heads(largest_width)
+    width, heads = network or draw.width_and_heads(largest_width)
     samples, tokens, keys = draw.batch(fixed)
     drawn = {"channels": draw.size(40), "layers": draw.size(4), "steps": draw.size(8)}
     channels, layers, steps = (fixed.get(name, size) for name, size in drawn.items())

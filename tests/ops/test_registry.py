@@ -129,7 +129,8 @@ def test_a_wrong_instruction_set_in_the_variable_is_an_error_and_not_a_slow_run(
 
 @pytest.mark.parametrize("op", FUSED)
 def test_a_context_or_variable_that_cannot_serve_raises(op, monkeypatch):
-    with backend("cuda"), pytest.raises(BackendUnavailable, match="has no CUDA kernel"):
+    reasons = "has no CUDA kernel|shows no CUDA device|built without CUDA"
+    with backend("cuda"), pytest.raises(BackendUnavailable, match=reasons):
         select(op)
     monkeypatch.setenv(VARIABLE, "triton")
     with pytest.raises(BackendUnavailable, match=f"{op}: {VARIABLE} must be usable, got 'triton'"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import check_chain, fail
 from ..dispatch import choose, run_reference, wanting, wants_gradient
-from . import native, reference
+from . import cuda, native, reference
 from .reference import Chain, DenoiserWeights, Modulation, NoiseKey
 
 
@@ -68,7 +68,8 @@ def reverse_loops(
         UsageError: as `reverse_loop`, with the number of the chain; dtypes or devices that differ between chains.
         BackendUnavailable: the named backend cannot run this call: one chain is enough.
 
-    Cost: one native call on "cpp", and one for all gradients.
+    Cost: one native call on "cpp", and one for all gradients; on "cuda" a launch for up to three chains, and two for
+    each that bring its weights and condition into the order of use.
     """
     _check(chains)
     if not len(chains):
@@ -81,7 +82,7 @@ def reverse_loops(
             tables = dict(position=chain.position, coefficients=chain.coefficients)
             grad_of += wanting(chain.x, chain.weights.tensors(), **tables)
     name = _choose(chains, backend, any(grad_steps), grad_of)
-    if name == "cpp":
+    if name in ("cpp", "cuda"):
         return native.reverse_loops(chains, grad_steps, max_memory)
     if name == "triton":
         from . import graphed
@@ -141,7 +142,16 @@ def _choose(chains: Sequence[Chain], backend: str | None, needs_grad: bool, grad
     widths = [index(chain.position.shape[1]) for chain in chains]  # numbers in a traced graph too
     head_dims = tuple([index(width // chain.num_heads) for width, chain in zip(widths, chains, strict=True)])
     x = chains[0].x
-    return choose("reverse_loop", backend, x, needs_grad, grad_of, width=max(widths), head_dims=head_dims)
+    sizes = {"width": max(widths), "head_dims": head_dims}
+    if x.is_cuda:  # others have no such limits, and numbers here would be fixed in a traced graph
+        sizes["loops"] = tuple(
+            [
+                cuda.sizes_of(chain.x, chain.position, chain.weights.tensors(), chain.num_heads)
+                for chain in chains
+                if chain.x.numel()
+            ]
+        )
+    return choose("reverse_loop", backend, x, needs_grad, grad_of, **sizes)
 
 
 def _grad_steps(chain: Chain) -> int:

@@ -1,4 +1,5 @@
-"""Reverse loops by the native core. Arguments are those of the package's public functions, already checked."""
+"""Reverse loops by the native core, on the CPU or on CUDA. Arguments are those of the package's public functions,
+already checked."""
 
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
         [chain.modulation.final for chain in chains],
         [chain.cond_kv for chain in chains],
         [chain.coefficients.to(chain.x.dtype) for chain in chains],
-        [chain.noise.sample_ids.to("cpu", torch.int64) for chain in chains],
+        [chain.noise.sample_ids.to(chain.x.device, torch.int64) for chain in chains],
         [chain.token_mask for chain in chains],
         [chain.key_mask for chain in chains],
         [tensor for tensors in weights for tensor in tensors],

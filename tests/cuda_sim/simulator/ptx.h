@@ -181,6 +181,8 @@ void cp_async_wait() {
   }
 }
 
+inline int thread_index() { return static_cast<int>(threadIdx.x); }
+
 inline float exp2_approx(float x) {
   return sim::flush_subnormal(static_cast<float>(std::exp2(static_cast<double>(sim::flush_subnormal(x)))));
 }

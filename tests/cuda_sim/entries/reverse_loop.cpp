@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+// C entries of csrc/cuda/reverse_loop.cu: all modalities of a launch, one after the other as lists of arguments.
+#include "reverse_loop.h"
+
+#include <cstdarg>
+#include <vector>
+
+namespace {
+
+using rohydr::CudaLoopModality;
+
+struct Modality {
+  CudaLoopModality loop;
+  std::vector<const void*> weights;
+};
+
+class Arguments {
+ public:
+  explicit Arguments(va_list& list) : list_(list) {}
+
+  std::int64_t integer() { return va_arg(list_, std::int64_t); }
+  int size() { return static_cast<int>(integer()); }
+  template <class T>
+  T* pointer() {
+    return static_cast<T*>(va_arg(list_, void*));
+  }
+
+  // Weights lie in one array, at `offsets` bytes.
+  Modality modality() {
+    Modality m{};
+    CudaLoopModality& loop = m.loop;
+    loop.samples = integer();
+    for (int* const place : {&loop.tokens, &loop.keys, &loop.channels, &loop.layers, &loop.hidden, &loop.steps}) {
+      *place = size();
+    }
+    loop.x = pointer<const float>();
+    loop.out = pointer<float>();
+    loop.position = pointer<const float>();
+    loop.block_modulation = pointer<const float>();
+    loop.final_modulation = pointer<const float>();
+    loop.coefficients = pointer<const float>();
+    loop.token_mask = pointer<const std::uint8_t>();
+    loop.key_mask = pointer<const std::uint8_t>();
+    loop.cond_kv = pointer<const void>();
+    const char* const weights = pointer<const char>();
+    const std::int64_t* const offsets = pointer<const std::int64_t>();
+    for (int i = 0; i < 4 + 12 * loop.layers; ++i) m.weights.push_back(weights + offsets[i]);
+    loop.sample_ids = pointer<const std::int64_t>();
+    loop.seed = static_cast<std::uint64_t>(integer());
+    loop.modality = static_cast<std::uint32_t>(integer());
+    loop.scratch = pointer<void>();
+    return m;
+  }
+
+ private:
+  va_list& list_;
+};
+
+}  // namespace
+
+extern "C" int reverse_loop(std::int64_t count, std::int64_t width, std::int64_t heads, std::int64_t bf16, ...) {
+  std::vector<Modality> modalities;
+  va_list list;
+  va_start(list, bf16);
+  Arguments arguments(list);
+  for (std::int64_t i = 0; i < count; ++i) modalities.push_back(arguments.modality());
+  va_end(list);
+  std::vector<CudaLoopModality> loops;
+  for (Modality& m : modalities) {
+    m.loop.weights = m.weights.data();
+    loops.push_back(m.loop);
+  }
+  const rohydr::CudaLoopRequest request{
+      loops.data(), static_cast<int>(count),
+      static_cast<int>(width), static_cast<int>(heads),
+      bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32, 0, nullptr};
+  if (!rohydr::reverse_loop_cuda_refusal(request).empty()) return -1;
+  return rohydr::launch_reverse_loop_cuda(request);
+}
+
+extern "C" std::int64_t reverse_loop_scratch(std::int64_t samples, std::int64_t keys, std::int64_t channels,
+                                             std::int64_t layers, std::int64_t hidden, std::int64_t width,
+                                             std::int64_t bf16) {
+  CudaLoopModality m{};
+  m.samples = samples;
+  m.keys = static_cast<int>(keys);
+  m.channels = static_cast<int>(channels);
+  m.layers = static_cast<int>(layers);
+  m.hidden = static_cast<int>(hidden);
+  return rohydr::reverse_loop_cuda_scratch(
+      m, static_cast<int>(width), bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32);
+}
