@@ -23,25 +23,58 @@ struct PackedKeys {
   int key_tiles, channel_tiles, count;
 };
 
-// B of Q K' for keys 16 n and channels 16 c, and of P V for keys 16 k and channels 16 c.
-__device__ inline uint4 key_fragment(const SharedKeys<Bf16>& keys, int n, int c, int lane) {
-  std::uint32_t b[4];
-  ptx::ldmatrix_x4(b, keys.data + (n * kTile + (lane & 7) + (lane >> 4) * 8) * keys.stride + c * kTile +
-                          ((lane >> 3) & 1) * 8);
-  return make_uint4(b[0], b[1], b[2], b[3]);
+// B of Q K' for keys 16 n and of P V, for the channels 16 c from `first` on: n counts from the chunk that it stands at.
+class FragmentReader {
+ public:
+  __device__ FragmentReader(const SharedKeys<Bf16>& keys, int first, int lane)
+      : keys_(keys.data + ((lane & 7) + (lane >> 4) * 8) * keys.stride + first * kTile + ((lane >> 3) & 1) * 8),
+        values_(keys.data + keys.values + (lane & 15) * keys.stride + first * kTile + (lane >> 4) * 8),
+        step_(kTile * keys.stride) {}
+
+  __device__ uint4 key(int n, int c) const {
+    std::uint32_t b[4];
+    ptx::ldmatrix_x4(b, keys_ + n * step_ + c * kTile);
+    return make_uint4(b[0], b[1], b[2], b[3]);
+  }
+  __device__ uint4 value(int n, int c) const {
+    std::uint32_t b[4];
+    ptx::ldmatrix_x4_trans(b, values_ + n * step_ + c * kTile);
+    return make_uint4(b[0], b[1], b[2], b[3]);
+  }
+  __device__ void advance(int tiles) {
+    keys_ += tiles * step_;
+    values_ += tiles * step_;
+  }
+
+ private:
+  const Bf16 *keys_, *values_;
+  int step_;
+};
+
+class PackedReader {
+ public:
+  __device__ PackedReader(const PackedKeys& keys, int first, int lane)
+      : keys_(keys.data + first * 32 + lane),
+        values_(keys_ + keys.key_tiles * keys.channel_tiles * 32),
+        step_(keys.channel_tiles * 32) {}
+
+  // Not by __ldg, which is hoisted, at the cost of registers.
+  __device__ uint4 key(int n, int c) const { return keys_[n * step_ + c * 32]; }
+  __device__ uint4 value(int n, int c) const { return values_[n * step_ + c * 32]; }
+  __device__ void advance(int tiles) {
+    keys_ += tiles * step_;
+    values_ += tiles * step_;
+  }
+
+ private:
+  const uint4 *keys_, *values_;
+  int step_;
+};
+
+__device__ inline FragmentReader reader_of(const SharedKeys<Bf16>& keys, int first, int lane) {
+  return {keys, first, lane};
 }
-__device__ inline uint4 value_fragment(const SharedKeys<Bf16>& keys, int k, int c, int lane) {
-  std::uint32_t b[4];
-  ptx::ldmatrix_x4_trans(b, keys.data + keys.values + (k * kTile + (lane & 15)) * keys.stride + c * kTile +
-                                (lane >> 4) * 8);
-  return make_uint4(b[0], b[1], b[2], b[3]);
-}
-__device__ inline uint4 key_fragment(const PackedKeys& keys, int n, int c, int lane) {
-  return keys.data[(n * keys.channel_tiles + c) * 32 + lane];  // not __ldg, which is hoisted, at the cost of registers
-}
-__device__ inline uint4 value_fragment(const PackedKeys& keys, int k, int c, int lane) {
-  return keys.data[((keys.key_tiles + k) * keys.channel_tiles + c) * 32 + lane];
-}
+__device__ inline PackedReader reader_of(const PackedKeys& keys, int first, int lane) { return {keys, first, lane}; }
 
 __device__ inline const float* key_row(const SharedKeys<float>& keys, int key) { return keys.data + key * keys.stride; }
 __device__ inline const float* value_row(const SharedKeys<float>& keys, int key) {
@@ -118,6 +151,7 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
   }
   float out[KC][2][4] = {};
   Softmax softmax;
+  auto reader = reader_of(keys, first, lane);
 #pragma unroll 1
   for (int base = 0; base < keys.count; base += kTiles * kTile) {
     const int count = keys.count - base;
@@ -127,7 +161,7 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
       if (n * kTile < count) {
 #pragma unroll
         for (int c = 0; c < KC; ++c) {
-          const uint4 b = key_fragment(keys, base / kTile + n, first + c, lane);
+          const uint4 b = reader.key(n, c);
           ptx::mma_bf16(s[2 * n], rows[c], b.x, b.y);
           ptx::mma_bf16(s[2 * n + 1], rows[c], b.z, b.w);
         }
@@ -147,12 +181,13 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
             ptx::pack_bf16(s[2 * k + 1][0], s[2 * k + 1][1]), ptx::pack_bf16(s[2 * k + 1][2], s[2 * k + 1][3])};
 #pragma unroll
         for (int c = 0; c < KC; ++c) {
-          const uint4 b = value_fragment(keys, base / kTile + k, first + c, lane);
+          const uint4 b = reader.value(k, c);
           ptx::mma_bf16(out[c][0], weights, b.x, b.y);
           ptx::mma_bf16(out[c][1], weights, b.z, b.w);
         }
       }
     }
+    reader.advance(kTiles);
   }
   const float inverse[2] = {keys.count > 0 ? softmax.inverse(0) : 0.0f, keys.count > 0 ? softmax.inverse(1) : 0.0f};
   Bf16* const place = to + lane / 4 * ldt + first * kTile + lane % 4 * 2;

@@ -113,15 +113,19 @@ struct Network {
     }
   }
 
-  // narrow W' + b to wide.
-  __device__ void project(const PackedTiles& w, int columns) const {
+  // f(narrow W' + b) to wide.
+  template <class Function>
+  __device__ void project(const PackedTiles& w, int columns, const Function& f) const {
     const Place<W> place;
     if (!has(place)) return;
-    product_of_tiles(place, static_cast<const E*>(narrow()), kRowStride, w, columns / kTile, [&](int tile, Fragment& acc) {
-      for_pairs(place, acc, [&](int m, int half, int, int c, float first, float second) {
-        Operand<E>::store2(wide() + place.row(m, half) * shared.wide_stride + tile * kTile + c, first, second);
-      });
-    });
+    E* const first = wide() + place.row(0, 0) * shared.wide_stride + place.column(0);
+    product_of_tiles(place, static_cast<const E*>(narrow()), kRowStride, w, columns / kTile,
+                     [&](int tile, const Fragment& acc) {
+                       store_tile(first + tile * kTile, shared.wide_stride, acc, f);
+                     });
+  }
+  __device__ void project(const PackedTiles& w, int columns) const {
+    project(w, columns, [](float x) { return x; });
   }
 
   // stream += gate (a W' + b).
@@ -161,28 +165,15 @@ struct Network {
     }
   }
 
-  __device__ void perceptron(ArenaReader& weights, int hidden, const float* gate) const {
-    const PackedTiles fc1 = weights.next<E>(hidden, W);
-    const Place<W> place;
-    if (has(place)) {
-      product_of_tiles(place, static_cast<const E*>(narrow()), kRowStride, fc1, hidden / kTile, [&](int tile, Fragment& acc) {
-        for_pairs(place, acc, [&](int m, int half, int, int c, float first, float second) {
-          Operand<E>::store2(wide() + place.row(m, half) * shared.wide_stride + tile * kTile + c, gelu(first), gelu(second));
-        });
-      });
-    }
-    __syncthreads();
-    add_gated(wide(), shared.wide_stride, weights.next<E>(W, hidden), gate);
-  }
-
-  // The tanh form: x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+  // The tanh form, x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3); in float32 as x / (1 + exp(-2 u)).
   static __device__ float gelu(float x) {
-    constexpr float kTwoLog2e = 2.8853900817779268f, kFactor = 0.7978845608028654f;
-    const float u = x * fmaf(x * x, -kTwoLog2e * kFactor * 0.044715f, -kTwoLog2e * kFactor);
-    return x * inverse(1.0f + exp2_of(u));
+    constexpr float kTwoLog2e = 2.8853900817779268f, kFactor = 0.7978845608028654f, kCubic = kFactor * 0.044715f;
+    if (sizeof(E) == 2) {
+      const float half = 0.5f * x;
+      return fmaf(half, ptx::tanh_approx(x * fmaf(x * x, kCubic, kFactor)), half);
+    }
+    return x / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kCubic, -kTwoLog2e * kFactor)));
   }
-  static __device__ float exp2_of(float x) { return sizeof(E) == 2 ? ptx::exp2_approx(x) : exp2f(x); }
-  static __device__ float inverse(float x) { return sizeof(E) == 2 ? ptx::rcp_approx(x) : 1.0f / x; }
 
   // `modulation`: (9, W); `condition`: the keys and values of this block.
   __device__ void block(ArenaReader& weights, const float* modulation, const PackedKeys& condition,
@@ -207,7 +198,9 @@ struct Network {
 
     normalise(modulation + 6 * W, modulation + 7 * W);
     __syncthreads();
-    perceptron(weights, hidden, modulation + 8 * W);
+    project(weights.next<E>(hidden, W), hidden, [](float x) { return gelu(x); });
+    __syncthreads();
+    add_gated(wide(), shared.wide_stride, weights.next<E>(W, hidden), modulation + 8 * W);
     __syncthreads();
   }
 

@@ -71,7 +71,7 @@ struct Operand<Bf16> {
   static __device__ void multiply(Fragment (&acc)[N], const Bf16* a, int lda, const uint4* w, int stride, int depth,
                                   int lane) {
     const Bf16* const from = a + (lane & 15) * lda + (lane >> 4) * 8;
-#pragma unroll 2
+#pragma unroll 4
     for (int k = 0; k < depth / kTile; ++k) {
       uint4 b[N];
 #pragma unroll
@@ -157,6 +157,19 @@ __device__ void for_pairs(const Place<W>& place, const Fragment& acc, const Visi
 #pragma unroll
       for (int h = 0; h < 2; ++h) visit(m, h, j, place.column(j), acc[m][j][2 * h], acc[m][j][2 * h + 1]);
     }
+  }
+}
+
+// f(acc) to rows of E that are `stride` elements apart; `to` is where this thread's first number belongs.
+template <class E, class Function>
+__device__ void store_tile(E* to, int stride, const Fragment& acc, const Function& f) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      Operand<E>::store2(to + 8 * j, f(acc[r / 2][j][r % 2 * 2]), f(acc[r / 2][j][r % 2 * 2 + 1]));
+    }
+    to += 8 * stride;
   }
 }
 

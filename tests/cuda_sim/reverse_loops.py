@@ -35,18 +35,30 @@ def arguments(*cases: dict, bf16: bool = False) -> tuple[list, list[np.ndarray]]
     """What the entry takes, and the results among it."""
     given, outs = [len(cases), cases[0]["position"].shape[1], cases[0]["num_heads"], int(bf16)], []
     for case in cases:
-        more, out = _arguments(simulation(), case, bf16)
+        more, out = _arguments(case, bf16)
         given += more
         outs.append(out)
     return given, outs
 
 
-def _arguments(module: Simulation, case: dict, bf16: bool) -> tuple[list, np.ndarray]:
+def scratch_layout(case: dict, bf16: bool) -> list[int]:
+    """Where a case's weights, biases, condition and numbers of keys start in the scratch memory, and its size."""
+    layers, _, samples, keys, width = case["cond_kv"].shape
+    sizes = (samples, keys, case["x"].shape[2], layers, hidden_of(case), width, int(bf16))
+    return [simulation().value("reverse_loop_scratch", what, *sizes) for what in range(5)]
+
+
+def hidden_of(case: dict) -> int:
+    """The width of the MLP's hidden layer."""
+    blocks = case["weights"].blocks
+    return blocks[0].fc1_weight.shape[0] if blocks else 4 * case["position"].shape[1]
+
+
+def _arguments(case: dict, bf16: bool) -> tuple[list, np.ndarray]:
     samples, tokens, channels = case["x"].shape
-    layers, _, _, keys, width = case["cond_kv"].shape
+    layers, _, _, keys, _ = case["cond_kv"].shape
     weights = flat(case["weights"])
-    hidden = case["weights"].blocks[0].fc1_weight.shape[0] if layers else 4 * width
-    sizes = [samples, tokens, keys, channels, layers, hidden, len(case["coefficients"])]
+    sizes = [samples, tokens, keys, channels, layers, hidden_of(case), len(case["coefficients"])]
     operand = _operand if bf16 else _float
     packed = [operand(tensor).view(np.uint8).ravel() for tensor in weights]
     places = [-(-part.size // 16) * 16 for part in packed]  # each aligned to 16 bytes
@@ -54,7 +66,7 @@ def _arguments(module: Simulation, case: dict, bf16: bool) -> tuple[list, np.nda
     memory = np.zeros(offsets[-1], np.uint8)
     for part, offset in zip(packed, offsets, strict=False):
         memory[offset : offset + part.size] = part
-    size = module.value("reverse_loop_scratch", samples, keys, channels, layers, hidden, width, int(bf16))
+    size = scratch_layout(case, bf16)[-1]
     out = poisoned((samples, tokens, channels), np.float32)
     seed, ids, modality = case["noise"]
     tables = [case["position"], *case["modulation"], case["coefficients"]]
