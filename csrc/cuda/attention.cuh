@@ -87,12 +87,12 @@ __device__ inline const float* value_row(const PackedKeys& keys, int key) {
   return key_row(keys, key + keys.key_tiles * kTile);
 }
 
-// The maximum and the sum of a thread's two rows so far.
+// The maximum of a thread's two rows so far, and the sum of its own keys' weights.
 struct Softmax {
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 
   // Scores of keys 8 n + 2 (lane % 4) + {0, 1} become weights; what was summed before must be multiplied by `scale`.
-  template <int N>
+  template <bool kSummed, int N>
   __device__ void add(float (&s)[N][4], int count, int lane, float (&scale)[2]) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -116,10 +116,10 @@ struct Softmax {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           s[n][2 * h + e] = ptx::exp2_approx(s[n][2 * h + e] - now);
-          part += s[n][2 * h + e];
+          if (kSummed) part += s[n][2 * h + e];
         }
       }
-      sum[h] = fmaf(sum[h], scale[h], part);  // of this thread's keys
+      if (kSummed) sum[h] = fmaf(sum[h], scale[h], part);
     }
   }
 
@@ -149,7 +149,8 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
     if (!low) rows[0][0] = rows[0][1] = 0;
     if (!high) rows[0][2] = rows[0][3] = 0;
   }
-  float out[KC][2][4] = {};
+  constexpr std::uint32_t kOnes = 0x3F803F80;  // twice 1: the sum of weights is one more column of P V
+  float out[KC][2][4] = {}, sum[4] = {};
   Softmax softmax;
   auto reader = reader_of(keys, first, lane);
 #pragma unroll 1
@@ -167,11 +168,13 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
         }
       }
     }
-    softmax.add(s, count, lane, scale);
+    softmax.add<false>(s, count, lane, scale);
     __syncwarp();  // keeps the values' loads, and with them their registers, behind the scores
     if (base > 0) {
 #pragma unroll
       for (int i = 0; i < 8 * KC; ++i) out[i / 8][i / 4 % 2][i % 4] *= scale[i % 4 / 2];
+      sum[0] *= scale[0];
+      sum[2] *= scale[1];
     }
 #pragma unroll
     for (int k = 0; k < kTiles; ++k) {
@@ -179,6 +182,7 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
         const std::uint32_t weights[4] = {
             ptx::pack_bf16(s[2 * k][0], s[2 * k][1]), ptx::pack_bf16(s[2 * k][2], s[2 * k][3]),
             ptx::pack_bf16(s[2 * k + 1][0], s[2 * k + 1][1]), ptx::pack_bf16(s[2 * k + 1][2], s[2 * k + 1][3])};
+        ptx::mma_bf16(sum, weights, kOnes, kOnes);
 #pragma unroll
         for (int c = 0; c < KC; ++c) {
           const uint4 b = reader.value(k, c);
@@ -189,7 +193,7 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
     }
     reader.advance(kTiles);
   }
-  const float inverse[2] = {keys.count > 0 ? softmax.inverse(0) : 0.0f, keys.count > 0 ? softmax.inverse(1) : 0.0f};
+  const float inverse[2] = {keys.count > 0 ? 1.0f / sum[0] : 0.0f, keys.count > 0 ? 1.0f / sum[2] : 0.0f};
   Bf16* const place = to + lane / 4 * ldt + first * kTile + lane % 4 * 2;
 #pragma unroll
   for (int c = 0; c < KC; ++c) {
@@ -231,7 +235,7 @@ __device__ void attend(const float* q, int ldq, const Keys& keys, float* to, int
         s[i / 2][2 + i % 2] = dot4(second, k, s[i / 2][2 + i % 2]);
       }
     }
-    softmax.add(s, count, lane, scale);
+    softmax.add<true>(s, count, lane, scale);
 #pragma unroll 1
     for (int d = 0; d < size; d += 4) {
       float sum[2][4] = {};

@@ -13,7 +13,7 @@ from .test_reverse_loop import make
 
 MODALITY = "q6i11QQQqq3I4x"  # LoopModality of csrc/cuda/reverse_loop.cuh, with its PhiloxRequest
 TYPES = {False: ("float32", "IfLi"), True: ("bfloat16", "I13__nv_bfloat16Li")}
-INSTRUCTIONS = 4700
+INSTRUCTIONS = 4500
 """Most that a warp may execute in a block and step, with 64 channels, 50 tokens and 50 keys."""
 
 
@@ -66,7 +66,7 @@ def test_instructions_of_a_block_and_step():
         counts.append(interpret(case, True)[2])
     executed, products = counts[1].total() - counts[0].total(), counts[1]["mma"] - counts[0]["mma"]
     assert executed <= INSTRUCTIONS, f"a warp executes {executed:.0f} instructions in a block and step"
-    assert 270 <= products <= 300
+    assert 290 <= products <= 310
 
 
 def _of_ratio_four(block):
