@@ -120,6 +120,7 @@ __global__ void pack_condition_kernel(const __grid_constant__ ConditionJob job) 
       if (layer == 0) job.counts[b] = found;
     }
   }
+  if (layer >= job.layers) return;  // of a network without blocks
   __syncthreads();
   const int count = list[job.keys];
   const ArenaLayout arena(job.width, 16, 16, job.layers, sizeof(E));

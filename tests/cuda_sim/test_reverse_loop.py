@@ -82,6 +82,7 @@ SIZES = [
     dict(tokens=1, keys=1, channels=1),
     dict(tokens=50, keys=100, channels=32, layers=1),
     dict(tokens=5, keys=3, channels=9, layers=3, steps=1),
+    dict(tokens=5, keys=3, channels=9, layers=0, steps=3),
 ]
 
 

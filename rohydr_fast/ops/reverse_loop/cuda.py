@@ -1,5 +1,6 @@
 """Reverse loops on a CUDA device: the implementation of the registered operation there, and what it supports."""
 
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ def sizes_of(x: Tensor, position: Tensor, weights: list[Tensor], num_heads: int)
     """Of a chain: x (B, T, C), position (T, W), and the weights of its denoiser in order of use."""
     width = position.shape[1]
     hidden = weights[10].shape[0] if len(weights) > 4 else 4 * width
-    return Sizes(x.shape[1], x.shape[2], hidden, width, num_heads)
+    sizes = (x.shape[1], x.shape[2], hidden, width, num_heads)
+    return Sizes(*[index(size) for size in sizes])  # numbers in a traced graph too
 
 
 def refusal(sizes: Sizes, dtype: str, shared_memory: int | None = None) -> str | None:
@@ -63,10 +65,10 @@ def run(x: list[Tensor], *lists) -> list[Tensor]:
             kept = [_Memory(x[i], outs[i], chains, i, weights[i]) for i in some]
             device = x[some[0]].device
             stream = torch.cuda.current_stream(device).cuda_stream
-            index = torch.cuda.current_device() if device.index is None else device.index
+            number = torch.cuda.current_device() if device.index is None else device.index
             # What `kept` holds may be freed on return: torch gives its memory only to later work of the same stream.
             half = dtype == torch.bfloat16
-            _native.load().reverse_loop_cuda([one.fields for one in kept], width, num_heads, half, index, stream)
+            _native.load().reverse_loop_cuda([one.fields for one in kept], width, num_heads, half, number, stream)
     return [out.to(start.dtype) for out, start in zip(outs, x, strict=True)]
 
 
