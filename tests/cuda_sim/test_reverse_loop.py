@@ -16,6 +16,8 @@ reference = REFERENCES["reverse_loop"]
 NETWORKS = [(32, 8), (32, 2), (64, 16), (64, 8), (64, 4), (64, 2), (64, 1), (128, 32), (128, 8), (128, 2)]
 """Widths and heads: 4, 8, 16, 32 and 64 channels of a head."""
 SEEDS = range(4)
+FLOOR = 2.4e-7
+"""Two units in the last place of float32: PyTorch is lucky on some small problems, the more threads add the sums."""
 CAPS = {False: 5e-6, True: 0.03}
 """Largest relative error of a problem; seen are 1e-6 and 8e-3."""
 
@@ -71,7 +73,8 @@ def test_the_error_is_at_most_twice_that_of_pytorch(network, bf16):
         seen.append(errors(case, found, bf16))
     assert max(kernel for kernel, _ in seen) <= CAPS[bf16]
     for kernel, pytorch in seen:
-        assert kernel <= 2 * pytorch + 1e-7
+        assert kernel <= 2 * pytorch + FLOOR
+    assert sum(kernel for kernel, _ in seen) <= 2 * sum(pytorch for _, pytorch in seen), "luck hides no loss"
     assert len(seen) >= 3
 
 
@@ -91,7 +94,7 @@ SIZES = [
 def test_sizes_at_the_edges_of_tiles(sizes, bf16):
     case = make(11, (64, 4), bf16=bf16, **sizes) | {"token_mask": None, "key_mask": None}
     kernel, pytorch = errors(case, reverse_loops.run(case, bf16=bf16)[0], bf16)
-    assert kernel <= min(2 * pytorch + 1e-7, CAPS[bf16])
+    assert kernel <= min(2 * pytorch + FLOOR, CAPS[bf16])
 
 
 def test_the_most_tokens():
@@ -134,7 +137,7 @@ def test_without_a_key_attention_gives_zero_and_without_a_token_nothing_is_compu
     case |= {"key_mask": key_mask, "token_mask": token_mask}
     found = reverse_loops.run(case)[0]
     kernel, pytorch = errors(case, found, False)
-    assert kernel <= 2 * pytorch + 1e-7
+    assert kernel <= 2 * pytorch + FLOOR
     assert not found[2].any()
 
 
