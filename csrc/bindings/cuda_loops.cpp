@@ -17,7 +17,8 @@ class Fields {
  public:
   explicit Fields(const py::handle& value) {
     RH_CHECK(py::isinstance<py::dict>(value),
-             op << ": a modality must be a dict, got " << Py_TYPE(value.ptr())->tp_name << ". Pass its fields by name.");
+             op << ": a modality must be a dict, got " << Py_TYPE(value.ptr())->tp_name
+                << ". Pass its fields by name.");
     fields_ = py::reinterpret_borrow<py::dict>(value);
   }
 

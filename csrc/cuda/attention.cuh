@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// softmax(Q K') V of one head for 16 rows, by one warp. Keys come in chunks whose scores stay in registers; between chunks the sums are scaled to the new maximum. Q holds log2(e) / sqrt(head size) already. No key
+// softmax(Q K') V of one head for 16 rows, by one warp. Keys come in chunks whose scores stay in registers; between
+// chunks the sums are scaled to the new maximum. Q holds log2(e) / sqrt(head size) already. No key
 // exists twice, and only existing ones are given; without any the result is 0.
 #pragma once
 
@@ -16,7 +17,7 @@ struct SharedKeys {
   int stride, values, count;
 };
 
-// Keys and values of the condition, packed by pack.cu: in bfloat16 as B of the two products, (2, tiles of keys,
+// Keys and values of the condition, packed by pack.cuh: in bfloat16 as B of the two products, (2, tiles of keys,
 // tiles of channels, 32 pieces); in float32 as rows, (2, 16 tiles of keys, W).
 struct PackedKeys {
   const uint4* data;

@@ -7,6 +7,8 @@
 
 namespace rohydr {
 
+constexpr float kLayerNormEps = 1e-6f;  // LAYER_NORM_EPS of the reference
+
 // Gives packed matrices one after the other, in order of use.
 class ArenaReader {
  public:
@@ -100,7 +102,7 @@ struct Network {
     }
 #pragma unroll
     for (int lanes = 1; lanes < kLanesOfRow; lanes *= 2) squares += __shfl_xor_sync(kFullWarp, squares, lanes);
-    const float inverse = rsqrtf(fmaf(squares, 1.0f / W, 1e-6f));
+    const float inverse = rsqrtf(fmaf(squares, 1.0f / W, kLayerNormEps));
     E* const to = narrow() + row * kRowStride;
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
@@ -160,8 +162,8 @@ struct Network {
     for (int unit = place.column_warp; unit < 2 * heads; unit += Cols::kWarps) {
       const int row = kPairRows * place.pair + kTile * (unit / heads);
       if (row >= rows) break;
-      attend_any(wide() + row * shared.wide_stride, shared.wide_stride, keys, narrow() + row * kRowStride, kRowStride, unit % heads, size,
-                 ptx::thread_index() % 32);
+      attend_any(wide() + row * shared.wide_stride, shared.wide_stride, keys, narrow() + row * kRowStride, kRowStride,
+                 unit % heads, size, ptx::thread_index() % 32);
     }
   }
 

@@ -42,7 +42,8 @@ template <class E>
 __device__ float weight_at(const PackJob& job, float scale, int column, int depth) {
   const int source = source_of(job, column);
   if (source < 0 || depth >= job.depth) return 0.0f;
-  const float value = as_float(static_cast<const E*>(job.weight)[static_cast<std::int64_t>(source) * job.depth + depth]);
+  const std::int64_t place = static_cast<std::int64_t>(source) * job.depth + depth;
+  const float value = as_float(static_cast<const E*>(job.weight)[place]);
   return column < job.scaled_columns ? value * scale : value;
 }
 

@@ -45,8 +45,8 @@ struct Shared {
 }  // namespace
 
 std::string reverse_loop_cuda_refusal(const CudaLoopRequest& r) {
-  const auto text = [](const char* takes, std::int64_t got) {
-    return std::string("the CUDA kernel takes ") + takes + ", and this has " + std::to_string(got);
+  const auto text = [](const std::string& takes, std::int64_t got) {
+    return "the CUDA kernel takes " + takes + ", and this has " + std::to_string(got);
   };
   if (r.count < 1 || r.count > kLoopModalitiesMax) return text("one to three modalities", r.count);
   if (r.width != 32 && r.width != 64 && r.width != 128) return text("a width of 32, 64 or 128", r.width);
@@ -54,10 +54,11 @@ std::string reverse_loop_cuda_refusal(const CudaLoopRequest& r) {
   if (size != 4 && size != 8 && size != 16 && size != 32 && size != 64) {
     return text("heads of 4, 8, 16, 32 or 64 channels", size);
   }
+  const int most = for_kernel(r, MaxTokens{});
+  const std::string takes = "up to " + std::to_string(most) + " tokens of this width and type";
   for (int i = 0; i < r.count; ++i) {
     const CudaLoopModality& m = r.modalities[i];
-    const int most = for_kernel(r, MaxTokens{});
-    if (m.tokens > most) return text(("up to " + std::to_string(most) + " tokens of this width and type").c_str(), m.tokens);
+    if (m.tokens > most) return text(takes, m.tokens);
     const ArenaLayout arena = arena_of(m, r.width, r.type);
     if (2 * arena.state_depth() > std::max(arena.hidden, 3 * r.width)) {  // x_t, or its noise, where the MLP's are
       return text("up to half as many channels as the MLP is wide", m.channels);

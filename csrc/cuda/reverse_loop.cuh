@@ -43,13 +43,12 @@ struct Loop {
   // (rows) the token that a row is.
   __device__ int* token() const { return net.template at<int>(net.shared.tokens()); }
 
-  __device__ int padded_rows() const { return static_cast<int>(blockDim.x) / (32 * Columns<W>::kWarps) * kPairRows; }
   __device__ int state_stride() const { return arena.state_depth() + Operand<E>::kPad; }
 
   // x_t as an operand, to net.wide.
   __device__ void show_state() const {
     const int depth = arena.state_depth(), stride = state_stride();
-    for (int i = static_cast<int>(threadIdx.x); i < padded_rows() * depth / 2; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < net.shared.rows * depth / 2; i += static_cast<int>(blockDim.x)) {
       const int row = 2 * i / depth, c = 2 * i % depth;
       const auto at = [&](int channel) { return channel < m.channels ? state()[row * m.channels + channel] : 0.0f; };
       Operand<E>::store2(net.wide() + row * stride + c, at(c), at(c + 1));
@@ -63,7 +62,7 @@ struct Loop {
     product(acc, place, static_cast<const E*>(net.wide()), state_stride(), w, 0);
 #pragma unroll
     for (int i = 0; i < Columns<W>::kTiles; ++i) {
-      for_pairs(place, acc[i], [&](int tile, int half, int j, int, float first, float second) {
+      for_pairs(acc[i], [&](int tile, int half, int j, float first, float second) {
         const int row = place.row(tile, half);
         const float* const position = m.position + place.tile(i) * kTile + place.column(j);
         float2 at = make_float2(0.0f, 0.0f);
@@ -180,7 +179,8 @@ __global__ void __launch_bounds__(kMaxPairs<E, W> * 32 * Columns<W>::kWarps, 1)
     __syncthreads();
   }
   for (int i = thread; i < net.rows * m.channels; i += threads) {
-    m.out[first + static_cast<std::int64_t>(loop.token()[i / m.channels]) * m.channels + i % m.channels] = loop.state()[i];
+    const std::int64_t element = static_cast<std::int64_t>(loop.token()[i / m.channels]) * m.channels + i % m.channels;
+    m.out[first + element] = loop.state()[i];
   }
 }
 

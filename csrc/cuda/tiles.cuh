@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Who computes what. A block owns one sample; its rows (real tokens) come in pairs of tiles of 16, 32 rows, and each
-// pair has kColumnWarps warps, which share the columns: warp c takes the tiles of 16 columns c, c + kColumnWarps, ...
+// pair has Columns<W>::kWarps warps, which share the columns: warp c takes the tiles of 16 columns c, c + kWarps, ...
 // Of such a tile of 32 x 16 a thread holds 16 numbers, as mma.sync gives them: [m][j][i], m the tile of 16 rows, j the
 // half of 8 columns, i = 0, 1 two neighbouring columns of row lane / 4, i = 2, 3 those of the row 8 below.
 #pragma once
@@ -32,8 +32,8 @@ struct Columns {
   static_assert(kWarps * kTiles * kTile == W, "equal shares");
 };
 
-// Where this thread's numbers lie. Each part asks anew, so that the compiler does not keep the addresses of all parts in
-// registers at once.
+// Where this thread's numbers lie. Each part asks anew, so that the compiler does not keep the addresses of all parts
+// in registers at once.
 template <int W>
 struct Place {
   int pair, column_warp, lane;
@@ -90,8 +90,8 @@ struct Operand<Bf16> {
   }
 };
 
-// Packed: for each tile of 16 columns and each of depth 16 numbers, four for each quarter of a warp's lanes: the columns
-// that those lanes hold. Multiplied in float32 throughout: tensor cores would round the operands.
+// Packed: for each tile of 16 columns and each of depth 16 numbers, four for each quarter of a warp's lanes: the
+// columns that those lanes hold. Multiplied in float32 throughout: tensor cores would round the operands.
 template <>
 struct Operand<float> {
   static constexpr int kPad = 4;
@@ -133,7 +133,7 @@ struct Operand<float> {
   }
 };
 
-// A matrix (columns, depth) with its bias, packed by pack.cu.
+// A matrix (columns, depth) with its bias, packed by pack.cuh.
 struct PackedTiles {
   const uint4* data;
   const float* bias;  // (columns rounded up to 16)
@@ -147,15 +147,15 @@ struct PackedTiles {
 
 __device__ inline float2 load2(const float* from) { return __ldg(reinterpret_cast<const float2*>(from)); }
 
-// visit(m, h, j, column in the tile, first, second) for the pairs of neighbours that this thread holds of a tile.
-template <int W, class Visit>
-__device__ void for_pairs(const Place<W>& place, const Fragment& acc, const Visit& visit) {
+// visit(m, h, j, first, second) for the pairs of neighbours that this thread holds of a tile.
+template <class Visit>
+__device__ void for_pairs(const Fragment& acc, const Visit& visit) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) visit(m, h, j, place.column(j), acc[m][j][2 * h], acc[m][j][2 * h + 1]);
+      for (int h = 0; h < 2; ++h) visit(m, h, j, acc[m][j][2 * h], acc[m][j][2 * h + 1]);
     }
   }
 }

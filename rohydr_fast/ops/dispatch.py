@@ -1,6 +1,7 @@
 """From the tensors of a call to the facts that the registry decides on, in eager mode and under `torch.compile`."""
 
 from collections.abc import Iterable
+from operator import index
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ def choose(op: str, backend: str | None, x: Tensor, needs_grad: bool, grad_of: t
     if refusal:
         raise BackendUnavailable(refusal)
     return name
+
+
+def head_facts(width: int, num_heads: int) -> dict:
+    """The facts `width` and `head_dims` of a call, numbers in a traced graph too."""
+    return {"width": index(width), "head_dims": (index(width // num_heads),)}
 
 
 def wanting(x: Tensor, weights: Iterable[Tensor], /, **tensors: Tensor) -> tuple[str, ...]:

@@ -1,11 +1,9 @@
 """The network of Eq. 2 at one step, as Eq. 3 trains it. The specification is `reference.py`."""
 
-from operator import index
-
 from torch import Tensor
 
 from ..checks import check_denoiser
-from ..dispatch import choose, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import DenoiserWeights, Modulation
 
@@ -40,8 +38,8 @@ def denoiser(
     tensors = weights.tensors()
     needs_grad = wants_gradient((x, position, *modulation, cond_kv, *tensors))
     grad_of = wanting(x, tensors, position=position) if needs_grad else ()
-    width, head_dim = index(position.shape[1]), index(position.shape[1] // num_heads)  # numbers in a traced graph too
-    name = choose("denoiser", backend, x, needs_grad, grad_of, width=width, head_dims=(head_dim,))
+    heads = head_facts(position.shape[1], num_heads)
+    name = choose("denoiser", backend, x, needs_grad, grad_of, **heads)
     if name == "cpp":
         return native.denoiser(x, position, modulation, cond_kv, tensors, **options)
     if name == "triton":

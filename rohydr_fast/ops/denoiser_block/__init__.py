@@ -1,11 +1,9 @@
 """One block of the denoiser. The specification is `reference.py`."""
 
-from operator import index
-
 from torch import Tensor
 
 from ..checks import check_block
-from ..dispatch import choose, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import BlockWeights
 
@@ -38,8 +36,8 @@ def denoiser_block(
     options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
     needs_grad = wants_gradient((x, modulation, cond_kv, *weights))
     grad_of = wanting(x, weights) if needs_grad else ()
-    width, head_dim = index(x.shape[2]), index(x.shape[2] // num_heads)  # numbers in a traced graph too
-    name = choose("denoiser_block", backend, x, needs_grad, grad_of, width=width, head_dims=(head_dim,))
+    heads = head_facts(x.shape[2], num_heads)
+    name = choose("denoiser_block", backend, x, needs_grad, grad_of, **heads)
     if name == "cpp":
         return native.denoiser_block(x, modulation, cond_kv, weights, **options)
     if name == "triton":

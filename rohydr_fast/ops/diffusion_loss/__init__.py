@@ -2,12 +2,11 @@
 `reference.py`."""
 
 from collections.abc import Sequence
-from operator import index
 
 from torch import Tensor
 
 from ..checks import check_diffusion_loss
-from ..dispatch import choose, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import COLUMNS, DenoiserWeights, ForwardSample, Modulation, NoiseKey
 
@@ -50,8 +49,8 @@ def diffusion_loss(
     tensors = [*weights.tensors(), *kv_weights, *kv_biases]
     needs_grad = wants_gradient((x_0, rows, position, *modulation, encoded, *tensors))
     grad_of = wanting(x_0, tensors, x_0=x_0, rows=rows, position=position) if needs_grad else ()
-    width, head_dim = index(position.shape[1]), index(position.shape[1] // num_heads)  # numbers in a traced graph too
-    name = choose("diffusion_loss", backend, x_0, needs_grad, grad_of, width=width, head_dims=(head_dim,))
+    heads = head_facts(position.shape[1], num_heads)
+    name = choose("diffusion_loss", backend, x_0, needs_grad, grad_of, **heads)
     if name == "cpp":
         return native.diffusion_loss(
             x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, needs_grad, **options

@@ -53,7 +53,7 @@ def refusal(sizes: Sizes, dtype: str, shared_memory: int | None = None) -> str |
 def run(x: list[Tensor], *lists) -> list[Tensor]:
     """x_0 (B, T, C) of each chain: a launch for up to three of one width and number of heads."""
     chains = ChainLists(*lists)
-    outs = [torch.zeros(start.shape, dtype=torch.float32, device=start.device) for start in x]
+    outs = [torch.empty(start.shape, dtype=torch.float32, device=start.device) for start in x]  # written whole
     weights = by_chain(chains.weights, chains.weight_counts)
     waiting: dict[tuple, list[int]] = {}
     for i, start in enumerate(x):
