@@ -49,14 +49,18 @@ struct ArenaLayout {
 struct ScratchLayout {
   std::int64_t weights, biases, condition, counts, bytes;
 
-  RH_HOST_DEVICE ScratchLayout(const ArenaLayout& arena, std::int64_t samples, int keys) {
+  // `pieces`: 16 bytes each, of the weights, and of one sample's condition.
+  RH_HOST_DEVICE ScratchLayout(std::int64_t weight_pieces, std::int64_t bias_count, std::int64_t condition_pieces,
+                               std::int64_t samples) {
     const auto aligned = [](std::int64_t bytes) { return (bytes + 255) / 256 * 256; };
     weights = 0;
-    biases = aligned(16 * arena.all_pieces());
-    condition = biases + aligned(4 * static_cast<std::int64_t>(arena.all_biases()));
-    counts = condition + aligned(16 * samples * arena.layers * arena.condition_pieces(keys));
+    biases = aligned(16 * weight_pieces);
+    condition = biases + aligned(4 * bias_count);
+    counts = condition + aligned(16 * samples * condition_pieces);
     bytes = counts + aligned(4 * samples);
   }
+  RH_HOST_DEVICE ScratchLayout(const ArenaLayout& arena, std::int64_t samples, int keys)
+      : ScratchLayout(arena.all_pieces(), arena.all_biases(), arena.layers * arena.condition_pieces(keys), samples) {}
 };
 
 }  // namespace rohydr

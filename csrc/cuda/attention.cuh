@@ -59,9 +59,8 @@ class PackedReader {
         values_(keys_ + keys.key_tiles * keys.channel_tiles * 32),
         step_(keys.channel_tiles * 32) {}
 
-  // Not by __ldg, which is hoisted, at the cost of registers.
-  __device__ uint4 key(int n, int c) const { return keys_[n * step_ + c * 32]; }
-  __device__ uint4 value(int n, int c) const { return values_[n * step_ + c * 32]; }
+  __device__ uint4 key(int n, int c) const { return ptx::load_16(keys_ + n * step_ + c * 32); }
+  __device__ uint4 value(int n, int c) const { return ptx::load_16(values_ + n * step_ + c * 32); }
   __device__ void advance(int tiles) {
     keys_ += tiles * step_;
     values_ += tiles * step_;

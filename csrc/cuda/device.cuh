@@ -28,6 +28,24 @@
 
 namespace rohydr {
 
+// Of a multiprocessor's memory one block's need is made shared, and the rest a first cache, where no multiprocessor has
+// more than one block; else the device decides. A hint: where it fails, nothing is lost.
+template <typename Kernel>
+void divide_memory(Kernel kernel, std::size_t shared_bytes, dim3 grid) {
+  int device = 0, count = 0, most = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) == cudaSuccess;
+  constexpr std::size_t kReserved = 1024;  // of each block, by the system
+  int percent = cudaSharedmemCarveoutDefault;
+  if (known && grid.x <= static_cast<unsigned>(count)) {
+    percent = static_cast<int>((100 * (shared_bytes + kReserved) + most - 1) / most);
+  }
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent) != cudaSuccess) {
+    cudaGetLastError();
+  }
+}
+
 // More than 48 KiB of dynamic shared memory are given only to a kernel that was marked for it.
 template <typename... Parameters, typename... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, void* stream,
@@ -37,6 +55,7 @@ int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::siz
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return static_cast<int>(error);
+    divide_memory(kernel, shared_bytes, grid);
   }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(static_cast<Parameters>(arguments)...);
   return static_cast<int>(cudaGetLastError());
@@ -100,6 +119,16 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const v
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row)));
+}
+
+// 16 bytes of global memory that no kernel writes meanwhile. Stays where it is written: a load that the compiler moves
+// ahead takes registers, and one that it moves back is waited for.
+__device__ __forceinline__ uint4 load_16(const uint4* global) {
+  uint4 v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(__cvta_generic_to_global(global)));
+  return v;
 }
 
 // 16 bytes from global to shared memory, both 16-byte aligned; there after a wait for their group.

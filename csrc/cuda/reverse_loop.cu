@@ -27,6 +27,14 @@ struct Run {
   }
 };
 
+struct Scratch {
+  const CudaLoopModality& m;
+  template <class E, int W>
+  ScratchLayout run() const {
+    return loop_scratch<E, W>(m);
+  }
+};
+
 struct MaxTokens {
   template <class E, int W>
   int run() const {
@@ -59,6 +67,7 @@ std::string reverse_loop_cuda_refusal(const CudaLoopRequest& r) {
   for (int i = 0; i < r.count; ++i) {
     const CudaLoopModality& m = r.modalities[i];
     if (m.tokens > most) return text(takes, m.tokens);
+    if (r.type == CudaType::kBfloat16) continue;
     const ArenaLayout arena = arena_of(m, r.width, r.type);
     if (2 * arena.state_depth() > std::max(arena.hidden, 3 * r.width)) {  // x_t, or its noise, where the MLP's are
       return text("up to half as many channels as the MLP is wide", m.channels);
@@ -69,8 +78,13 @@ std::string reverse_loop_cuda_refusal(const CudaLoopRequest& r) {
 
 int reverse_loop_cuda_shared_bytes(const CudaLoopRequest& request) { return for_kernel(request, Shared{request}); }
 
+ScratchLayout scratch_of(const CudaLoopModality& modality, int width, CudaType type) {
+  const CudaLoopRequest request{&modality, 1, width, 1, type, 0, nullptr};
+  return for_kernel(request, Scratch{modality});
+}
+
 std::int64_t reverse_loop_cuda_scratch(const CudaLoopModality& modality, int width, CudaType type) {
-  return ScratchLayout(arena_of(modality, width, type), modality.samples, modality.keys).bytes;
+  return scratch_of(modality, width, type).bytes;
 }
 
 int launch_reverse_loop_cuda(const CudaLoopRequest& request) {

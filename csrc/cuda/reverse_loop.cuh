@@ -5,31 +5,11 @@
 
 #include "arena.h"
 #include "denoiser.cuh"
+#include "loop_parameters.cuh"
 #include "pack.cuh"
-#include "reverse_loop.h"
 #include "rohydr/box_muller.h"
-#include "rohydr/philox.h"
 
 namespace rohydr {
-
-struct LoopModality {
-  std::int64_t samples;
-  int tokens, keys, channels, layers, hidden, steps;
-  const float* x;
-  float* out;
-  const float *position, *block_modulation, *final_modulation, *coefficients;
-  const std::uint8_t* token_mask;
-  const uint4* weights;
-  const float* biases;
-  const uint4* condition;
-  const int* key_counts;
-  PhiloxRequest noise;
-};
-
-struct LoopParameters {
-  LoopModality modalities[kLoopModalitiesMax];
-  int count, heads;
-};
 
 template <class E, int W>
 struct Loop {
@@ -112,25 +92,16 @@ struct Loop {
         if (row >= net.rows || channel + e >= m.channels) continue;
         const int at = row * m.channels + channel + e;
         const float prediction = acc[0][tile][0][2 * half + e], v = acc[0][tile][1][2 * half + e];
-        state()[at] = next(c, state()[at], prediction, v, step > 1 ? z[at] : 0.0f, step);
+        state()[at] = previous(c, state()[at], prediction, v, step > 1 ? z[at] : 0.0f, step);
       }
     }
-  }
-
-  static __device__ float next(const float4& c, float x, float prediction, float v, float z, int step) {
-    const float mean = fmaf(c.x, x, c.y * prediction);
-    if (step == 1) return mean;
-    const float u = 0.5f * (v + 1.0f);
-    return fmaf(expf(0.5f * (u * c.z + (1.0f - u) * c.w)), z, mean);
   }
 };
 
 template <class E, int W>
 __global__ void __launch_bounds__(kMaxPairs<E, W> * 32 * Columns<W>::kWarps, 1)
     reverse_loop_kernel(const __grid_constant__ LoopParameters p) {
-  std::int64_t sample = blockIdx.x;
-  int number = 0;
-  while (sample >= p.modalities[number].samples) sample -= p.modalities[number++].samples;
+  const auto [number, sample] = place_of(p, blockIdx.x);
   const LoopModality& m = p.modalities[number];
   const ArenaLayout arena(W, m.hidden, m.channels, m.layers, sizeof(E));
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);

@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "loop_prepare.cuh"
 #include "reverse_loop.cuh"
 #include "reverse_loop_launch.h"
 
 namespace rohydr {
 namespace {
 
-constexpr int kPackThreads = 256, kPackBlocks = 8;
+constexpr int kPackBlocks = 8;
 
 // Rows of a block, a multiple of 32: the same for all modalities of a launch.
 int rows_of(const CudaLoopRequest& r) {
@@ -25,13 +26,15 @@ int rows_of(const CudaLoopRequest& r) {
 
 }  // namespace
 
+namespace {
+
 template <class E, int W>
-int loop_max_tokens() {
+int tile_max_tokens() {
   return kMaxPairs<E, W> * kPairRows;
 }
 
 template <class E, int W>
-int loop_shared_bytes(const CudaLoopRequest& r) {
+int tile_shared_bytes(const CudaLoopRequest& r) {
   int most = 0;
   for (int i = 0; i < r.count; ++i) {
     const ArenaLayout arena = arena_of(r.modalities[i], W, r.type);
@@ -40,7 +43,11 @@ int loop_shared_bytes(const CudaLoopRequest& r) {
   return most;
 }
 
-namespace {
+template <class E, int W>
+ScratchLayout tile_scratch(const CudaLoopModality& m) {
+  constexpr CudaType kType = sizeof(E) == 2 ? CudaType::kBfloat16 : CudaType::kFloat32;
+  return {arena_of(m, W, kType), m.samples, m.keys};
+}
 
 template <class E>
 int pack_weights(const CudaLoopModality& m, const ArenaLayout& arena, int heads, uint4* pieces, float* biases,
@@ -84,30 +91,15 @@ int pack_weights(const CudaLoopModality& m, const ArenaLayout& arena, int heads,
 template <class E>
 int prepare(const CudaLoopModality& m, const CudaLoopRequest& r, LoopModality& loop) {
   const ArenaLayout arena = arena_of(m, r.width, r.type);
-  const ScratchLayout scratch(arena, m.samples, m.keys);
-  char* const memory = static_cast<char*>(m.scratch);
-  const auto at = [&](std::int64_t offset) { return static_cast<void*>(memory + offset); };
-  uint4* const weights = static_cast<uint4*>(at(scratch.weights));
-  float* const biases = static_cast<float*>(at(scratch.biases));
-  uint4* const condition = static_cast<uint4*>(at(scratch.condition));
-  int* const counts = static_cast<int*>(at(scratch.counts));
-  loop = {m.samples,  m.tokens,   m.keys,         m.channels,
-          m.layers,   m.hidden,   m.steps,        m.x,
-          m.out,      m.position, m.block_modulation, m.final_modulation,
-          m.coefficients, m.token_mask, weights,  biases,
-          condition,  counts,     {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream}};
+  loop = loop_modality(m, ScratchLayout(arena, m.samples, m.keys));
   if (m.samples == 0) return 0;
-  const int error = pack_weights<E>(m, arena, r.heads, weights, biases, r.stream);
-  if (error != 0) return error;
-  const ConditionJob job{m.cond_kv, m.key_mask, condition, counts, m.samples, m.keys, r.width, m.layers};
-  const dim3 grid(static_cast<unsigned>(m.samples), static_cast<unsigned>(std::max(m.layers, 1)));
-  return ROHYDR_LAUNCH(pack_condition_kernel<E>, grid, dim3(kPackThreads), (m.keys + 1) * 4, r.stream, job);
+  const int error = pack_weights<E>(m, arena, r.heads, const_cast<uint4*>(loop.weights),
+                                    const_cast<float*>(loop.biases), r.stream);
+  return error != 0 ? error : pack_condition<E>(m, r, loop);
 }
 
-}  // namespace
-
 template <class E, int W>
-int launch_loop(const CudaLoopRequest& r) {
+int launch_tiles(const CudaLoopRequest& r) {
   LoopParameters parameters{};
   parameters.count = r.count;
   parameters.heads = r.heads;
@@ -120,7 +112,8 @@ int launch_loop(const CudaLoopRequest& r) {
   if (samples == 0) return 0;
   const unsigned threads = static_cast<unsigned>(rows_of(r) / kPairRows * 32 * Columns<W>::kWarps);
   return ROHYDR_LAUNCH((reverse_loop_kernel<E, W>), dim3(static_cast<unsigned>(samples)), dim3(threads),
-                       (loop_shared_bytes<E, W>(r)), r.stream, parameters);
+                       (tile_shared_bytes<E, W>(r)), r.stream, parameters);
 }
 
+}  // namespace
 }  // namespace rohydr

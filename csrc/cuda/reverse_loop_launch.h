@@ -20,6 +20,10 @@ int loop_max_tokens();
 template <class E, int W>
 int loop_shared_bytes(const CudaLoopRequest& request);
 template <class E, int W>
+ScratchLayout loop_scratch(const CudaLoopModality& modality);
+template <class E, int W>
 int launch_loop(const CudaLoopRequest& request);
+
+ScratchLayout scratch_of(const CudaLoopModality& modality, int width, CudaType type);
 
 }  // namespace rohydr

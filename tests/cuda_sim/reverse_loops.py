@@ -12,7 +12,8 @@ from .numbers import poisoned, read_only, to_bf16
 from .simulation import Simulation
 
 SOURCES = [
-    *[building.KERNELS / f"reverse_loop{part}.cu" for part in ("", "_float32", "_bfloat16")],
+    *[building.KERNELS / f"{name}.cu" for name in ("reverse_loop", "reverse_loop_float32")],
+    *[building.KERNELS / f"row_loop_w{width}.cu" for width in (32, 64, 128)],
     building.HERE / "entries" / "reverse_loop.cpp",
 ]
 

@@ -5,7 +5,7 @@
 #include <cstdarg>
 #include <vector>
 
-#include "arena.h"
+#include "reverse_loop_launch.h"
 
 namespace {
 
@@ -84,9 +84,14 @@ extern "C" int reverse_loop(std::int64_t count, std::int64_t width, std::int64_t
 extern "C" std::int64_t reverse_loop_scratch(std::int64_t what, std::int64_t samples, std::int64_t keys,
                                              std::int64_t channels, std::int64_t layers, std::int64_t hidden,
                                              std::int64_t width, std::int64_t bf16) {
-  const rohydr::ArenaLayout arena(static_cast<int>(width), static_cast<int>(hidden), static_cast<int>(channels),
-                                  static_cast<int>(layers), bf16 != 0 ? 2 : 4);
-  const rohydr::ScratchLayout scratch(arena, samples, static_cast<int>(keys));
+  CudaLoopModality m{};
+  m.samples = samples;
+  m.keys = static_cast<int>(keys);
+  m.channels = static_cast<int>(channels);
+  m.layers = static_cast<int>(layers);
+  m.hidden = static_cast<int>(hidden);
+  const rohydr::CudaType type = bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32;
+  const rohydr::ScratchLayout scratch = rohydr::scratch_of(m, static_cast<int>(width), type);
   const std::int64_t all[] = {scratch.weights, scratch.biases, scratch.condition, scratch.counts, scratch.bytes};
   return all[what];
 }

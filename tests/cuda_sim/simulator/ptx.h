@@ -155,6 +155,8 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row, const Loca
   sim::load_matrices<4, true>(r, row, "ldmatrix.x4.trans", at);
 }
 
+inline uint4 load_16(const uint4* global) { return *global; }
+
 inline void cp_async_16(void* shared, const void* global, const Location& at = Location::current()) {
   sim::issue_copy(shared, global, true, at);
 }
