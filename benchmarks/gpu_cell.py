@@ -17,6 +17,9 @@ from presets import condition_flop, useful_flop
 
 from rohydr_fast.errors import BackendUnavailable
 
+TURNS = ("cuda", "eager", "graph", "triton", "compile")
+"""Whose turn comes first, as time may run out within a cell."""
+
 
 class DeviceLost(Exception):
     """The device answers nothing any more in this process."""
@@ -76,7 +79,8 @@ class CellRun:
     def _failed(self, failure: Exception, *rows: dict) -> None:
         unavailable = isinstance(failure, BackendUnavailable)
         for row in rows:
-            row |= {"gate": "skipped" if unavailable else "error", "reason": one_line(failure)}
+            reason = why_unavailable(failure) if unavailable else one_line(failure)
+            row |= {"gate": "skipped" if unavailable else "error", "reason": reason}
         if self.clock.on_device and not unavailable:
             try:
                 torch.cuda.empty_cache()
@@ -91,7 +95,8 @@ class CellRun:
         few = settings.problem(cell, settings.gate_steps if forward else settings.gradient_gate_steps)
         build = build_forward if forward else build_backward
         gate, ready, used = None, {}, {}
-        for name, row in rows.items():
+        for name in sorted(rows, key=TURNS.index):
+            row = rows[name]
             if not self._may_begin(cell, row):
                 continue
             start = time.perf_counter()
@@ -147,7 +152,8 @@ class CellRun:
 
     def _iteration(self, cell: Cell, rows: dict[str, dict]) -> None:
         gate = None
-        for name, row in rows.items():
+        for name in sorted(rows, key=TURNS.index):
+            row = rows[name]
             if not self._may_begin(cell, row):
                 continue
             start = time.perf_counter()
@@ -167,6 +173,12 @@ def _gate(cell: Cell, few) -> Gate:
     if cell.workload == "backward":
         return Gate(cell.dtype, exact_answers(few), Backward(few).run(own("reference")))
     return Gate(cell.dtype, {"x_0": few.sample("reference", double=True)}, {"x_0": few.sample("reference")})
+
+
+def why_unavailable(refusal: BackendUnavailable) -> str:
+    """The reason alone, of the registry's sentence about a backend that was named."""
+    reason = str(refusal).partition(", which is not: ")[2].rpartition(". Usable: ")[0]
+    return reason or str(refusal)
 
 
 def not_run(cell: Cell, names: list[str], reason: str) -> list[dict]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from gpu_problem import Cell, Settings
 ROOT = Path(__file__).resolve().parent.parent
 SILENCE = 100.0
 """Seconds without a word after which a worker counts as hung: more than a compiler takes."""
+GRACE = 20.0
+"""Seconds beyond its time after which a worker is stopped in any case."""
 MOST_WORKERS = 6
 
 
@@ -38,7 +41,7 @@ def stop(process: subprocess.Popen) -> None:
 
 def worker_events(plan: dict, log: Path) -> Iterator[dict]:
     """What a new worker writes, and at last {"ended": why} where it did not come to its end."""
-    silence = min(SILENCE, plan["seconds"] + 40)
+    end = time.monotonic() + plan["seconds"] + GRACE
     with tempfile.TemporaryDirectory() as folder, open(log, "ab") as errors:
         path = Path(folder) / "plan.json"
         path.write_text(json.dumps(plan), encoding="utf-8")
@@ -56,6 +59,7 @@ def worker_events(plan: dict, log: Path) -> Iterator[dict]:
         threading.Thread(target=read, daemon=True).start()
         try:
             while True:
+                silence = max(0.0, min(SILENCE, end - time.monotonic()))
                 line = lines.get(timeout=silence)
                 if line is None:
                     yield {"ended": f"the process ended with code {process.wait()}; see {log.name}"}
@@ -113,7 +117,7 @@ def run_cells(
         if why is None:
             break
         if current is None:
-            reason = f"not run: the worker did not come to a cell: {why}"
+            reason = f"the worker did not come to a cell: {why}"
             break
         cell, provider = current
         banned.append([cell["workload"], provider, cell["dtype"], f"at W={cell['width']}, B={cell['batch']}: {why}"])

@@ -124,7 +124,7 @@ def interleave_on(
         try:
             plans[name] = _plan(clock, queued, whole)
         except Exception as failure:  # it must not take the others' times with it
-            found[name].failure = failure
+            found[name].failure = without_frames(failure)
     cost = sum(cost for *_, cost in plans.values())
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(cost, 1e-6))))
     for number in range(rounds):
@@ -144,9 +144,15 @@ def interleave_on(
                 found[name].whole.append(of_whole)
                 found[name].host_bound |= host_bound
             except Exception as failure:
-                found[name].failure = failure
+                found[name].failure = without_frames(failure)
                 del plans[name]
     return found
+
+
+def without_frames(failure: BaseException) -> BaseException:
+    """The same error without its frames, which hold the memory of the call that broke."""
+    failure.__context__ = failure.__cause__ = None
+    return failure.with_traceback(None)
 
 
 def _plan(clock: Clock, queued: Callable, whole: Callable) -> tuple[int, float, float]:

@@ -5,6 +5,7 @@ costs the others nothing: the parent ends this process, starts another, and leav
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -54,8 +55,9 @@ def work(plan: dict, emit: Emit) -> None:
 
 
 def main(path: str) -> int:
-    """Run the plan of a file; only lines of JSON leave on standard output."""
-    lines, sys.stdout = sys.stdout, sys.stderr
+    """Run the plan of a file; only lines of JSON leave on standard output, whatever libraries print."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
     def emit(event: dict) -> None:
         lines.write(json.dumps(event) + "\n")

@@ -82,7 +82,7 @@ def test_a_small_run_gates_times_and_reports_every_contender(bench, tiny, tmp_pa
     assert code == 0 and len(rows) == len(document["rows"]) == 2 * 2 * 4
     for (workload, dtype, provider), row in rows.items():
         if provider in ("triton", "cuda"):
-            assert row["gate"] == "skipped" and "CUDA" in row["reason"]
+            assert row["gate"] == "skipped" and "CUDA" in row["reason"] and "Usable" not in row["reason"]
             continue
         assert row["gate"] == "pass", row
         assert len(row["errors"]) == (2 if workload == "backward" else 1)
@@ -133,7 +133,7 @@ def test_a_wrong_contender_gets_no_time(bench, tiny, tmp_path, monkeypatch):
 def test_without_time_every_row_says_so(bench, tiny, tmp_path):
     code, document, text = run(bench, tiny, tmp_path, "--minutes", "0", "--providers", "eager", "cuda")
     assert code == 0 and len(document["rows"]) == (2 * 2 * 2 + 1) * 2
-    assert {(row["gate"], row["reason"]) for row in document["rows"]} == {("not run", "not run: out of time")}
+    assert {(row["gate"], row["reason"]) for row in document["rows"]} == {("not run", "out of time")}
     assert "out of time" in text
 
 
@@ -143,13 +143,13 @@ def test_nobody_begins_what_would_take_longer_than_what_is_left(bench):
     slices = bench.gpu_budget.Slices(budget)
     assert slices.refusal("forward", "eager") is None and slices.refusal("forward", "compile") is None
     slices.spent("forward", "compile", 15.0)
-    assert "share of 20%" in slices.refusal("forward", "compile")
+    assert "share of 25%" in slices.refusal("forward", "compile")
     slices.spent("forward", "eager", 30.0)
     now[0] = 75.0
     assert budget.left() == 25 and budget.part(0.1) == 10 and budget.part(0.5) == 25
-    assert slices.refusal("forward", "eager") == "not run: out of time" and slices.refusal("forward", "graph") is None
+    assert slices.refusal("forward", "eager") == "out of time" and slices.refusal("forward", "graph") is None
     now[0] = 101.0
-    assert budget.left() == 0 and slices.refusal("forward", "graph") == "not run: out of time"
+    assert budget.left() == 0 and slices.refusal("forward", "graph") == "out of time"
 
 
 class Collected:
@@ -203,6 +203,30 @@ def test_a_worker_is_a_process_that_finds_the_package(bench, tiny, tmp_path):
     assert next(event for event in events if "rows" in event)["rows"][0]["gate"] == "pass"
     broken = list(bench.gpu_parent.worker_events(plan | {"settings": {"no": 1}}, tmp_path / "worker.log"))
     assert len(broken) == 1 and "ended with code 1" in broken[0]["ended"]
+
+
+def test_a_worker_that_says_nothing_is_stopped(bench, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.gpu_parent, "SILENCE", 0.2)
+    plan = {"settings": vars(tiny), "cells": [], "providers": [], "seconds": 60.0}
+    events = list(bench.gpu_parent.worker_events(plan, tmp_path / "worker.log"))
+    assert len(events) == 1 and "was stopped" in events[0]["ended"]
+
+
+def test_an_error_that_is_kept_holds_no_memory(bench):
+    import weakref
+
+    def breaks():
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        try:
+            raise KeyError("first")
+        except KeyError as first:
+            raise ValueError("out of memory") from first
+
+    held: list = []
+    clock = bench.gpu_timing.Clock("cpu")
+    found = bench.gpu_timing.interleave_on(clock, {"a": (breaks, breaks)}, 0.0, lambda name: None)
+    assert isinstance(found["a"].failure, ValueError) and held[0]() is None
 
 
 def test_the_cells_come_in_the_order_of_importance_and_each_once(bench):
