@@ -115,6 +115,15 @@ class Iteration:
         other.batch = replace(self.batch, x=x, label=self.batch.label.double())
         return other
 
+    def on(self, device: str) -> "Iteration":
+        """The same on a device; the ids of the samples stay on the CPU, where noise is keyed."""
+        other, batch = copy.copy(self), self.batch
+        other._start(copy.deepcopy(self.runner.model).to(device), self.runner.config)
+        maps = {name: {m: part.to(device) for m, part in getattr(batch, name).items()} for name in ("x", "lengths")}
+        rest = {name: getattr(batch, name).to(device) for name in ("label", "present", "missing")}
+        other.batch = replace(batch, **maps, **rest)
+        return other
+
     def flop(self) -> int:
         """See `training_flop`."""
         steps = next(iter(self.runner.model.hddm.values())).steps

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rohydr_fast
 from rohydr_fast.diffusion.sampler import SampleRequest
+from rohydr_fast.diffusion.schedule import ReverseTable, Schedule
 from rohydr_fast.models import generator, rohydr
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.ops.philox import Stream
@@ -31,7 +32,7 @@ Draw = Callable[..., Tensor]
 
 def torch_noise(x: Tensor, noise: NoiseKey, *, step: int, stream: Stream) -> Tensor:
     """Torch's own random numbers: what a researcher draws."""
-    return torch.randn(x.shape, dtype=x.dtype)
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device)
 
 
 class Package:
@@ -87,7 +88,7 @@ class Naive:
 
     def chain(self, request: SampleRequest) -> Tensor:
         """x_0 of one request."""
-        table, masks = request.schedule.table(request.steps, request.prediction), _masks_of(request)
+        table, masks = _table(request), _masks_of(request)
         x = self.draw(_start(request), request.noise, step=0, stream=Stream.START)
         for i in range(request.steps, 0, -1):
             features = features_of(table.timesteps[i - 1].expand(len(x)), x)
@@ -112,7 +113,7 @@ class Hoisted(Naive):
         """x_0 of one request."""
         denoiser, masks = request.denoiser, _masks_of(request)
         x = self.draw(_start(request), request.noise, step=0, stream=Stream.START)
-        table = request.schedule.table(request.steps, request.prediction)
+        table = _table(request)
         rows = step_rows(denoiser, features_of(table.timesteps, x))
         coefficients = step_coefficients(table.coefficients.to(x.dtype))
         kv = [part.contiguous() for block in denoiser.blocks for part in block.kv(request.cond).chunk(2, -1)]
@@ -191,7 +192,7 @@ def hoisted_step(
 def step_rows(denoiser: Denoiser, features: Tensor) -> list[list[Tensor]]:
     """For each of the K steps of `features` (K, 256), the rows of `hoisted_network`."""
     time, ones = F.silu(denoiser.time(features)), features.new_zeros(9, 1)
-    ones[[1, 4, 7]] = 1  # 1 + scale
+    ones[1::3] = 1  # 1 + scale; a list of indices would be copied to the device
     tables = [block.modulation(time).unflatten(-1, (9, -1)) + ones for block in denoiser.blocks]
     final = denoiser.final_modulation(time).unflatten(-1, (2, -1)) + ones[:2]
     return [list(row.unbind()) for row in torch.cat([*tables, final], 1).unbind()]
@@ -208,9 +209,20 @@ def _checkpoint(function: Callable, *args, **options):
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
+def _table(request: SampleRequest) -> ReverseTable:
+    """Timesteps and coefficients of the chain, where its condition lies."""
+    return _table_on(request.schedule, request.steps, request.prediction, request.cond.device)
+
+
+@lru_cache  # a recording of a CUDA graph allows no copies from the host
+def _table_on(schedule: Schedule, steps: int, prediction: str, device: torch.device) -> ReverseTable:
+    return schedule.table(steps, prediction).to(device)
+
+
 def _start(request: SampleRequest) -> Tensor:
     """An x_K without content, (B, T, C)."""
-    cond, tokens = request.cond, request.token_mask.shape[1]
+    cond = request.cond
+    tokens = request.tokens if request.token_mask is None else request.token_mask.shape[1]
     return cond.new_empty(len(cond), tokens, request.denoiser.channels)
 
 

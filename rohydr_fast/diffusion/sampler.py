@@ -1,6 +1,7 @@
 """Ancestral sampling (Eq. 2) with any denoiser of this package."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -117,19 +118,19 @@ def _chain(request: SampleRequest) -> Chain:
         noise = NoiseKey(request.seed, torch.arange(cond.shape[0]), 0)
     tokens = token_mask.shape[1] if token_mask is not None else request.tokens or cond.shape[1]
     schedule = Schedule() if request.schedule is None else request.schedule
-    timesteps, coefficients = _table(schedule, request.steps, request.prediction)
+    timesteps, coefficients = _table(schedule, request.steps, request.prediction, cond.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and request.grad_steps != 0):
         weights = denoiser.weights()
         dtype = torch.promote_types(cond.dtype, weights.in_weight.dtype)
         start = cond.new_empty((cond.shape[0], tokens, denoiser.channels), dtype=dtype)
-        modulation, cond_kv = denoiser.conditioning(timesteps.to(cond.device), cond)  # in `dtype`
+        modulation, cond_kv = denoiser.conditioning(timesteps, cond)  # in `dtype`
         return Chain(
             step_noise(start, noise, step=0, stream=philox.Stream.START),
             denoiser.position(tokens).to(dtype),
             modulation,
             cond_kv,
             weights,
-            coefficients.to(cond.device),
+            coefficients,
             noise,
             denoiser.num_heads,
             token_mask,
@@ -138,14 +139,24 @@ def _chain(request: SampleRequest) -> Chain:
         )
 
 
-def _table(schedule: Schedule, steps: int, prediction: str) -> tuple[Tensor, Tensor]:
-    """The timesteps (K,) and coefficients (K, 4) of a chain."""
+def _table(schedule: Schedule, steps: int, prediction: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The timesteps (K,) of a chain, and the coefficients (K, 4) on `device`."""
     if not torch.compiler.is_compiling():
+        if device.type != "cpu":
+            return _table_on(schedule, steps, prediction, device)
         table = schedule.table(steps, prediction)
         return table.timesteps, table.coefficients
     # len(range()) makes a constant of an integer that the compiler would keep as a symbol.
     timesteps, coefficients = _table_numbers(schedule, len(range(steps)), prediction)
-    return torch.tensor(timesteps), torch.tensor(coefficients, dtype=torch.float32)
+    return torch.tensor(timesteps, device=device), torch.tensor(coefficients, dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=64)
+def _table_on(schedule: Schedule, steps: int, prediction: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a device has already: a copy from the host would wait for all that the device has to do."""
+    with torch.inference_mode(False), torch.no_grad():
+        table = schedule.table(steps, prediction)
+        return table.timesteps, table.coefficients.to(device)
 
 
 @constant_when_traced

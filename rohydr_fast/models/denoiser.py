@@ -95,8 +95,9 @@ class Denoiser(nn.Module):
         wider = torch.promote_types(encoded.dtype, parameters[0][0].dtype)
         dtype = torch.promote_types(wider, torch.float32)
         if parameters[0][0].dtype != dtype:
-            parameters = [[tensor.to(dtype) for tensor in tensors] for tensors in parameters]
-        found = conditioning(sinusoidal(timesteps, TIME_FEATURES).to(dtype), encoded.to(dtype), *parameters)
+            parameters = [_converted(tensors, dtype) for tensors in parameters]
+        features = sinusoidal(timesteps, TIME_FEATURES, device=encoded.device).to(dtype)
+        found = conditioning(features, encoded.to(dtype), *parameters)
         return found if wider == dtype else found.to(wider)
 
     def position(self, tokens: int) -> Tensor:
@@ -126,3 +127,9 @@ class Denoiser(nn.Module):
             token_mask=token_mask,
             key_mask=key_mask,
         )
+
+
+def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """`tensors` in another dtype, by one conversion for all: on a device each takes a launch."""
+    flat = torch._utils._flatten_dense_tensors(tensors).to(dtype)
+    return list(torch._utils._unflatten_dense_tensors(flat, tensors))

@@ -31,25 +31,30 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, 0)
 
 
-def sinusoidal(values: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal(
+    values: Tensor, width: int, max_period: float = 10_000.0, device: torch.device | None = None
+) -> Tensor:
     """Cosines, then sines, of `values` at `width` / 2 geometric frequencies: (..., width); odd widths end in 0.
 
-    Used for positions, so that sequences of any length have one, and for diffusion steps. On the CPU the result may be
-    shared with later calls: read it only.
+    Used for positions, so that sequences of any length have one, and for diffusion steps. The result lies on `device`,
+    by default that of `values`. That of values on the CPU may be shared with later calls: read it only.
     """
+    device = values.device if device is None else device
     if type(values) is Tensor and values.is_cpu and not torch.compiler.is_compiling() and not in_func_transform():
         content = values.numpy().tobytes()
-        return _remembered(content, values.dtype, tuple(values.shape), width, max_period)
-    return _sinusoidal(values, width, max_period)
+        return _remembered(content, values.dtype, tuple(values.shape), width, max_period, device)
+    return _sinusoidal(values.to(device), width, max_period)
 
 
 @lru_cache(maxsize=128)
-def _remembered(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], width: int, max_period: float) -> Tensor:
-    """Not for the time that it saves: torch computes cosines on its thread pool, whose threads then spin for some
-    milliseconds on cores that the native core is about to use."""
+def _remembered(
+    content: bytes, dtype: torch.dtype, shape: tuple[int, ...], width: int, max_period: float, device: torch.device
+) -> Tensor:
+    """On the CPU not for the time that it saves: torch computes cosines on its thread pool, whose threads then spin for
+    some milliseconds on cores that the native core is about to use. On a device it spares nine launches."""
     with torch.inference_mode(False), torch.no_grad():
         values = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return _sinusoidal(values.view(shape), width, max_period)
+        return _sinusoidal(values.view(shape), width, max_period).to(device)
 
 
 def _sinusoidal(values: Tensor, width: int, max_period: float) -> Tensor:
@@ -64,4 +69,5 @@ def _sinusoidal(values: Tensor, width: int, max_period: float) -> Tensor:
 
 def positions(tokens: int, width: int, like: Tensor) -> Tensor:
     """Sinusoidal positions (T, width) with the dtype and device of `like`."""
-    return sinusoidal(torch.arange(tokens, device=like.device), width).to(like.dtype)
+    where = like.device if torch.compiler.is_compiling() else "cpu"  # a graph has no use for a copy from the CPU
+    return sinusoidal(torch.arange(tokens, device=where), width, device=like.device).to(like.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_conditioning
 from ..dispatch import choose, run_reference, wants_gradient
-from . import native, reference
+from . import native, reference, stacked
 from .reference import Conditioning
 
 
@@ -30,13 +30,14 @@ def conditioning(
         UsageError: a shape, dtype or device that does not fit.
         BackendUnavailable: the named backend cannot run this call.
 
-    Cost: one native call on "cpp".
+    Cost: one native call on "cpp"; some ten launches on a CUDA device, for any number of blocks.
     """
     check_conditioning("conditioning", features, encoded, weights, biases)
     needs_grad = wants_gradient((features, encoded, *weights, *biases))
     if choose("conditioning", backend, features, needs_grad) == "cpp":
         return native.conditioning(features, encoded, weights, biases)
-    return run_reference(reference.conditioning, features, encoded, weights, biases)
+    function = reference.conditioning if features.is_cpu else stacked.conditioning
+    return run_reference(function, features, encoded, weights, biases)
 
 
 __all__ = ["Conditioning", "conditioning"]

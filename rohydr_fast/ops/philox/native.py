@@ -28,7 +28,7 @@ def fill_cuda(
     """(B, count) numbers made on a CUDA device, on torch's current stream; nothing waits for them."""
     index = torch.cuda.current_device() if device.index is None else device.index
     device = torch.device("cuda", index)
-    ids = torch.tensor(sample_ids, device=device)
+    ids = torch.tensor(sample_ids).to(device, non_blocking=True)
     dtype = torch.int64 if kind == "bits" else torch.float32
     out = torch.empty((len(sample_ids), count), dtype=dtype, device=device)
     queue = torch.cuda.current_stream(index).cuda_stream

@@ -36,7 +36,8 @@ def reverse_loop(
 
     Raises:
         UsageError: a shape, dtype or device that does not fit, tables of unequal length, an empty key set, a
-            coefficient that is not finite, a noise key out of range, a negative `grad_steps`, too little memory.
+            coefficient on the CPU that is not finite, a noise key out of range, a negative `grad_steps`, too little
+            memory.
         BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to the position,
             the coefficients and bfloat16 weights, and the gradients of "cpp" and "triton" are differentiable once.
 

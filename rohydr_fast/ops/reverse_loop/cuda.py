@@ -89,14 +89,14 @@ class _Memory:
             "final_modulation": chains.modulation_final[i],
             "coefficients": chains.coefficients[i],
         }
-        self.tensors = {name: _aligned(tensor.to(torch.float32), 16) for name, tensor in tables.items()}
-        self.tensors["cond_kv"] = _aligned(cond_kv.to(dtype))
-        self.tensors["sample_ids"] = chains.sample_ids[i].to(device, torch.int64).contiguous()
+        self.tensors = {name: _aligned(tensor, torch.float32, 16) for name, tensor in tables.items()}
+        self.tensors["cond_kv"] = _aligned(cond_kv, dtype)
+        self.tensors["sample_ids"] = chains.sample_ids[i].contiguous()
         self.tensors["scratch"] = torch.empty(scratch, dtype=torch.uint8, device=device)
         for name, mask in (("token_mask", chains.token_mask[i]), ("key_mask", chains.key_mask[i])):
             if mask is not None:
                 self.tensors[name] = mask.contiguous()
-        self.weights = [_aligned(weight.to(dtype)) for weight in weights]
+        self.weights = [_aligned(weight, dtype) for weight in weights]
         self.fields = {
             "samples": len(x),
             "tokens": sizes.tokens,
@@ -115,7 +115,9 @@ class _Memory:
         }
 
 
-def _aligned(tensor: Tensor, size: int | None = None) -> Tensor:
-    """Dense, and at a multiple of `size` bytes, or of its elements."""
+def _aligned(tensor: Tensor, dtype: torch.dtype, size: int | None = None) -> Tensor:
+    """In `dtype`, dense, and at a multiple of `size` bytes, or of its elements."""
+    if tensor.dtype != dtype:  # asking torch to do nothing, for some fifty weights, would cost more than the launch
+        tensor = tensor.to(dtype)
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % (size or tensor.element_size()) == 0 else tensor.clone()

@@ -46,7 +46,7 @@ def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
         [chain.modulation.final for chain in chains],
         [chain.cond_kv for chain in chains],
         [chain.coefficients.to(chain.x.dtype) for chain in chains],
-        [chain.noise.sample_ids.to(chain.x.device, torch.int64) for chain in chains],
+        [ids_on(chain.x, chain.noise.sample_ids) for chain in chains],
         [chain.token_mask for chain in chains],
         [chain.key_mask for chain in chains],
         [tensor for tensors in weights for tensor in tensors],
@@ -55,6 +55,11 @@ def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
         [library.signed(chain.noise.seed) for chain in chains],
         [int(chain.noise.modality) for chain in chains],
     )
+
+
+def ids_on(x: Tensor, sample_ids: Tensor) -> Tensor:
+    """(B,) int64 where `x` lies. A host does not wait for its device to get them, but a device's ids are waited for."""
+    return sample_ids.to(x.device, torch.int64, non_blocking=x.is_cuda)
 
 
 def _tape_sizes(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory: int | None) -> list[int]:
