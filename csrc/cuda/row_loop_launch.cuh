@@ -145,7 +145,9 @@ int launch_split(const CudaLoopRequest& r, const LoopParameters& parameters, std
   if constexpr (W / kSplit >= 32) {
     if (size == 32) return ROHYDR_LAUNCH((row_loop_kernel<W, 2, kSplit>), grid, block, bytes, r.stream, parameters);
   }
-  if (size == 16) return ROHYDR_LAUNCH((row_loop_kernel<W, 1, kSplit>), grid, block, bytes, r.stream, parameters);
+  if constexpr (W != 32 || kSplit == 1) {
+    if (size == 16) return ROHYDR_LAUNCH((row_loop_kernel<W, 1, kSplit>), grid, block, bytes, r.stream, parameters);
+  }
   return ROHYDR_LAUNCH((row_loop_kernel<W, 0, kSplit>), grid, block, bytes, r.stream, parameters);
 }
 

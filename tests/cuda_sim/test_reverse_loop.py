@@ -156,6 +156,27 @@ def test_large_scores_keep_softmax_right():
     assert kernel <= 3 * pytorch + 1e-6
 
 
+@pytest.mark.parametrize("network", [(64, 8), (64, 4), (64, 2), (64, 1), (128, 8), (128, 2), (32, 2)], ids=str)
+@pytest.mark.parametrize("key_scale", [300.0, 1.0], ids=["scores-up-to-hundreds", "usual-scores"])
+@pytest.mark.parametrize("shift", [2000.0, -2000.0, 0.0])
+def test_scores_far_from_zero_keep_softmax_right_in_bfloat16(network, key_scale, shift):
+    """Without a maximum taken off, sums would overflow, or vanish: all keys get one more score, which changes nothing."""
+    case = make(8, network, bf16=True, samples=1, tokens=20, keys=40)
+    keys, values = (case["cond_kv"] * torch.tensor([key_scale, 1.0])[None, :, None, None, None]).unbind(1)
+    blocks = []
+    for block in case["weights"].blocks:  # a query of every head has 1 in its first channel, and every key the shift
+        weight, bias = block.q_weight.clone(), block.q_bias.clone()
+        weight[:: weight.shape[0] // network[1]], bias[:: weight.shape[0] // network[1]] = 0.0, 1.0
+        blocks.append(block._replace(q_weight=weight, q_bias=bias))
+    keys[..., :: network[0] // network[1]] = shift
+    case |= {"weights": case["weights"]._replace(blocks=tuple(blocks)), "cond_kv": torch.stack([keys, values], 1)}
+    case = convert(convert(case, torch.bfloat16), torch.float32)
+    kernel, pytorch = errors(case, reverse_loops.run(case, bf16=True)[0], True)
+    assert kernel <= 2 * pytorch + CAPS[True] / 10
+    if key_scale == 1.0:
+        assert kernel <= CAPS[True], "PyTorch rounds such scores to bfloat16, which is no excuse here"
+
+
 def test_noise_is_that_of_the_reference():
     """With sigma as large as it gets x_0 is mostly noise: other numbers would be far away."""
     case = make(9, (64, 4), tokens=11, channels=10, steps=2)

@@ -11,6 +11,7 @@ from ..chain_lists import SEED_MASK, ChainLists, by_chain
 
 MODALITIES_OF_A_LAUNCH = 3
 DTYPES = ("float32", "bfloat16")
+MANY_TOKENS = 64
 
 
 class Sizes(NamedTuple):
@@ -51,15 +52,17 @@ def refusal(sizes: Sizes, dtype: str, shared_memory: int | None = None) -> str |
 
 @torch.no_grad()
 def run(x: list[Tensor], *lists) -> list[Tensor]:
-    """x_0 (B, T, C) of each chain: a launch for up to three of one width and number of heads."""
+    """x_0 (B, T, C) of each chain: a launch for up to three of one width, number of heads and kind of kernel."""
     chains = ChainLists(*lists)
     outs = [torch.empty(start.shape, dtype=torch.float32, device=start.device) for start in x]  # written whole
     weights = by_chain(chains.weights, chains.weight_counts)
     waiting: dict[tuple, list[int]] = {}
     for i, start in enumerate(x):
         if start.numel():
-            waiting.setdefault((chains.position[i].shape[1], chains.num_heads[i], start.dtype), []).append(i)
-    for (width, num_heads, dtype), numbers in waiting.items():
+            # Chains of many tokens go alone: another kernel may compute them, with the last bit of sums rounded otherwise.
+            many = start.shape[1] > MANY_TOKENS
+            waiting.setdefault((chains.position[i].shape[1], chains.num_heads[i], start.dtype, many), []).append(i)
+    for (width, num_heads, dtype, _), numbers in waiting.items():
         for begin in range(0, len(numbers), MODALITIES_OF_A_LAUNCH):
             some = numbers[begin : begin + MODALITIES_OF_A_LAUNCH]
             kept = [_Memory(x[i], outs[i], chains, i, weights[i]) for i in some]

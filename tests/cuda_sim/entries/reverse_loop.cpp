@@ -95,3 +95,16 @@ extern "C" std::int64_t reverse_loop_scratch(std::int64_t what, std::int64_t sam
   const std::int64_t all[] = {scratch.weights, scratch.biases, scratch.condition, scratch.counts, scratch.bytes};
   return all[what];
 }
+
+// Shared memory of a block of the loop.
+extern "C" std::int64_t reverse_loop_shared_bytes(std::int64_t tokens, std::int64_t channels, std::int64_t hidden,
+                                                  std::int64_t width, std::int64_t heads, std::int64_t bf16) {
+  CudaLoopModality m{};
+  m.samples = 1;
+  m.tokens = static_cast<int>(tokens);
+  m.channels = static_cast<int>(channels);
+  m.hidden = static_cast<int>(hidden);
+  const rohydr::CudaType type = bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32;
+  return rohydr::reverse_loop_cuda_shared_bytes(
+      {&m, 1, static_cast<int>(width), static_cast<int>(heads), type, 0, nullptr});
+}
