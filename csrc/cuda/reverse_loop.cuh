@@ -5,6 +5,7 @@
 
 #include "arena.h"
 #include "denoiser.cuh"
+#include "loop_states.cuh"
 #include "pack.cuh"
 #include "reverse_loop.h"
 #include "rohydr/box_muller.h"
@@ -24,6 +25,8 @@ struct LoopModality {
   const uint4* condition;
   const int* key_counts;
   PhiloxRequest noise;
+  float* states;
+  int kept_steps;
 };
 
 struct LoopParameters {
@@ -161,6 +164,9 @@ __global__ void __launch_bounds__(kMaxPairs<E, W> * 32 * Columns<W>::kWarps, 1)
 #pragma unroll 1
   for (int step = m.steps; step >= 1; --step) {
     ArenaReader weights(m.weights, m.biases);
+    if (step <= m.kept_steps) {
+      keep_state(m.states, step, m.samples, sample, m.tokens, m.channels, loop.state(), loop.token(), net.rows);
+    }
     loop.show_state();
     __syncthreads();
     loop.embed(weights.next<E>(W, arena.state_depth()));

@@ -95,7 +95,8 @@ int prepare(const CudaLoopModality& m, const CudaLoopRequest& r, LoopModality& l
           m.layers,   m.hidden,   m.steps,        m.x,
           m.out,      m.position, m.block_modulation, m.final_modulation,
           m.coefficients, m.token_mask, weights,  biases,
-          condition,  counts,     {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream}};
+          condition,  counts,     {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream},
+          m.states,   m.kept_steps};
   if (m.samples == 0) return 0;
   const int error = pack_weights<E>(m, arena, r.heads, weights, biases, r.stream);
   if (error != 0) return error;

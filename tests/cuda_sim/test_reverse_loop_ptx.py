@@ -11,7 +11,7 @@ from .numbers import poisoned
 from .ptx.module import Module, Profile, Struct
 from .test_reverse_loop import make
 
-MODALITY = "q6i11QQQqq3I4x"  # LoopModality of csrc/cuda/reverse_loop.cuh, with its PhiloxRequest
+MODALITY = "q6i11QQQqq3I4xQi4x"  # LoopModality of csrc/cuda/reverse_loop.cuh, with its PhiloxRequest
 TYPES = {False: ("float32", "IfLi"), True: ("bfloat16", "I13__nv_bfloat16Li")}
 INSTRUCTIONS = 4500
 """Most that a warp may execute in a block and step, with 64 channels, 50 tokens and 50 keys."""
@@ -27,14 +27,14 @@ def interpret(case: dict, bf16: bool) -> tuple[np.ndarray, np.ndarray, Profile]:
     given, (simulated,) = reverse_loops.arguments(case, bf16=bf16)
     reverse_loops.simulation().call("reverse_loop", *given)
     sizes, rest = given[4:11], given[11:]
-    x, _, position, blocks, final, coefficients, token_mask, _, _, _, _, ids, seed, modality, scratch = rest
+    x, _, position, blocks, final, coefficients, token_mask, _, _, _, _, ids, seed, modality, scratch, _, _ = rest
     layout = reverse_loops.scratch_layout(case, bf16)
     parts = [scratch[begin:end].copy() for begin, end in zip(layout, layout[1:], strict=False)]
     out = poisoned(simulated.shape, np.float32)
     width = position.shape[1]
     hidden = -(-reverse_loops.hidden_of(case) // 16) * 16
     fields = [*sizes, x, out, position, blocks, final, coefficients, token_mask, *parts]
-    fields += [seed % 2**64, ids, sizes[0], 0, modality, 0, 1]
+    fields += [seed % 2**64, ids, sizes[0], 0, modality, 0, 1, 0, 0]
     nobody = [0] * (len(fields))
     size = 2 if bf16 else 4
     pairs = -(-sizes[1] // 32)

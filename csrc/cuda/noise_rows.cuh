@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+// The normal numbers of a step for the rows of a sample.
+#pragma once
+
+#include "device.cuh"
+#include "rohydr/box_muller.h"
+#include "rohydr/philox.h"
+
+namespace rohydr {
+
+// z (rows, C) of the tokens that the rows are; by the whole block.
+__device__ inline void draw_rows(const PhiloxRequest& noise, std::int64_t id, const int* token, int rows, int channels,
+                                 float* z) {
+  const int most = (channels + 6) / 4;  // blocks of four that a row can touch
+#pragma unroll 1
+  for (int i = ptx::thread_index(); i < rows * most; i += static_cast<int>(blockDim.x)) {
+    const int row = i / most;
+    const std::int64_t begin = static_cast<std::int64_t>(token[row]) * channels, block = begin / 4 + i % most;
+    const int channel = static_cast<int>(4 * block - begin);
+    if (channel >= channels) continue;
+    float normals[4];
+    normal_block(philox_block(noise, id, block), normals);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (channel + e >= 0 && channel + e < channels) z[row * channels + channel + e] = normals[e];
+    }
+  }
+}
+
+}  // namespace rohydr
