@@ -34,6 +34,14 @@ def run(case: dict, *, bf16: bool = False, order: str = "forward") -> torch.Tens
 
 def gradients(case: dict, out_gradient: torch.Tensor, *, bf16: bool = False, order: str = "forward") -> dict:
     """Gradients by name, float32: x, modulation, cond_kv, and weights as one row."""
+    given, outs = arguments(case, out_gradient, bf16=bf16)
+    with simulation().order(order):
+        simulation().call("denoiser_block", *given)
+    return {name: torch.from_numpy(out) for name, out in outs.items()}
+
+
+def arguments(case: dict, out_gradient: torch.Tensor, *, bf16: bool) -> tuple[list, dict[str, np.ndarray]]:
+    """What the entry takes for the way back, and the results among it."""
     outs = {
         "x": poisoned(tuple(case["x"].shape), np.float32),
         "modulation": poisoned(tuple(case["modulation"].shape), np.float32),
@@ -41,9 +49,7 @@ def gradients(case: dict, out_gradient: torch.Tensor, *, bf16: bool = False, ord
         "weights": poisoned((sum(weight.numel() for weight in case["weights"]),), np.float32),
     }
     given = [*_inputs(case, bf16, True), outs["x"], read_only(as_float(out_gradient)), *list(outs.values())[1:]]
-    with simulation().order(order):
-        simulation().call("denoiser_block", *given)
-    return {name: torch.from_numpy(out) for name, out in outs.items()}
+    return given, outs
 
 
 def _inputs(case: dict, bf16: bool, backward: bool) -> list:

@@ -2,6 +2,8 @@
 // C entries of csrc/cuda/denoiser_block.cu. Weights lie in one array, at `offsets` bytes.
 #include "denoiser_block.h"
 
+#include "denoiser_block_launch.h"
+
 namespace {
 
 rohydr::CudaBlockRequest request_of(const std::int64_t* sizes) {
@@ -24,6 +26,19 @@ extern "C" std::int64_t denoiser_block_scratch(std::int64_t samples, std::int64_
                                                std::int64_t rows, std::int64_t bf16, std::int64_t backward) {
   const std::int64_t sizes[] = {samples, tokens, keys, hidden, width, heads, rows, bf16};
   return rohydr::denoiser_block_cuda_scratch(request_of(sizes), backward != 0);
+}
+
+// Where part `what` of the way back's scratch memory starts, from 0: GradientScratch in its order; and shared memory.
+extern "C" std::int64_t denoiser_block_place(std::int64_t what, std::int64_t samples, std::int64_t tokens,
+                                             std::int64_t keys, std::int64_t hidden, std::int64_t width,
+                                             std::int64_t heads, std::int64_t rows, std::int64_t bf16) {
+  const std::int64_t sizes[] = {samples, tokens, keys, hidden, width, heads, rows, bf16};
+  const rohydr::CudaBlockRequest r = request_of(sizes);
+  const rohydr::GradientScratch s = rohydr::scratch_of(r, true);
+  const std::int64_t all[] = {s.weights,    s.biases,       s.transposed, s.zeros, s.condition,
+                              s.key_counts, s.key_list,     s.row_counts, s.tape,  s.streams,
+                              s.modulation, s.weight_parts, s.bytes,      rohydr::denoiser_block_cuda_shared_bytes(r)};
+  return all[what];
 }
 
 // `sizes`: as above, and whether it is the way back; that has an out_gradient and four results, the forward one.
