@@ -108,6 +108,7 @@ const T* pointer(const py::array& value) {
 // Adds what the files of this folder offer to the module.
 void bind_philox(py::module_& m);
 void bind_cuda_loops(py::module_& m);  // only with CUDA
+void bind_cuda_gradients(py::module_& m);
 void bind_cpu(py::module_& m);
 
 }  // namespace rohydr

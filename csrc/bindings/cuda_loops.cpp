@@ -1,46 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Python's way to the reverse loop on CUDA: device memory as integers, sizes, and a stream.
-#include <vector>
-
-#include "../cuda/reverse_loop.h"
-#include "arrays.h"
-#include "rohydr/launch.h"
+#include "cuda_fields.h"
 
 namespace rohydr {
-namespace {
-
-constexpr const char* op = "reverse_loop";
-constexpr std::uint64_t kCountMax = 1u << 20;
-
-// The entries of a modality, each of which must be there.
-class Fields {
- public:
-  explicit Fields(const py::handle& value) {
-    RH_CHECK(py::isinstance<py::dict>(value),
-             op << ": a modality must be a dict, got " << Py_TYPE(value.ptr())->tp_name
-                << ". Pass its fields by name.");
-    fields_ = py::reinterpret_borrow<py::dict>(value);
-  }
-
-  py::object get(const char* name) const {
-    RH_CHECK(fields_.contains(name), op << ": a modality must have the field " << name << ". Pass it.");
-    return fields_[name];
-  }
-  int size(const char* name) const { return static_cast<int>(integer(op, get(name), name, kCountMax)); }
-  template <class T>
-  T* pointer(const char* name, bool needed) const {
-    const std::uint64_t address = integer(op, get(name), name, UINTPTR_MAX);
-    RH_CHECK(address != 0 || !needed, op << ": " << name << " must not be null, got 0. Pass device memory.");
-    return reinterpret_cast<T*>(address);
-  }
-
- private:
-  py::dict fields_;
-};
-
 CudaLoopModality modality_of(const Fields& fields, std::vector<const void*>& weights) {
+  const char* const op = fields.op();
   CudaLoopModality m{};
-  m.samples = static_cast<std::int64_t>(integer(op, fields.get("samples"), "samples", INT32_MAX));
+  m.samples = fields.samples();
   m.tokens = fields.size("tokens");
   m.keys = fields.size("keys");
   m.channels = fields.size("channels");
@@ -64,25 +30,16 @@ CudaLoopModality modality_of(const Fields& fields, std::vector<const void*>& wei
   m.seed = integer(op, fields.get("seed"), "seed", UINT64_MAX);
   m.modality = static_cast<std::uint32_t>(integer(op, fields.get("modality"), "modality", 255));
   m.scratch = fields.pointer<void>("scratch", any);
-  const py::object list = fields.get("weights");
-  const std::size_t count = 4 + 12 * static_cast<std::size_t>(m.layers);
-  RH_CHECK(py::isinstance<py::list>(list) && py::len(list) == count,
-           op << ": weights must be a list of " << count << " addresses, got " << text_of(list)
-              << ". Pass those of one denoiser, in order of use.");
-  for (const py::handle weight : list) {
-    const std::uint64_t address = integer(op, weight, "weights", UINTPTR_MAX);
-    RH_CHECK(address != 0 || !any, op << ": weights must not be null, got 0. Pass device memory.");
-    weights.push_back(reinterpret_cast<const void*>(address));
-  }
+  m.kept_steps = fields.size("kept_steps");
+  m.states = fields.pointer<float>("states", any && m.kept_steps > 0);
+  weights = fields.addresses("weights", 4 + 12 * static_cast<std::size_t>(m.layers), any);
   m.weights = weights.data();
   return m;
 }
 
-CudaType type_of(const py::object& bfloat16) {
-  RH_CHECK(PyBool_Check(bfloat16.ptr()),
-           op << ": bfloat16 must be True or False, got " << text_of(bfloat16) << ". Pass one.");
-  return bfloat16.ptr() == Py_True ? CudaType::kBfloat16 : CudaType::kFloat32;
-}
+namespace {
+
+constexpr const char* op = "reverse_loop";
 
 // Sizes alone, as far as a kernel's limits depend on them.
 struct Sizes {
@@ -103,16 +60,14 @@ struct Sizes {
 
 py::object refusal(const py::object& tokens, const py::object& channels, const py::object& hidden,
                    const py::object& width, const py::object& heads, const py::object& bfloat16) {
-  const Sizes sizes(tokens, channels, hidden, width, heads, type_of(bfloat16));
-  const std::string text = reverse_loop_cuda_refusal(sizes.request);
-  return text.empty() ? py::object(py::none()) : py::object(py::str(text));
+  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(op, bfloat16));
+  return text_or_none(reverse_loop_cuda_refusal(sizes.request));
 }
 
 int shared_bytes(const py::object& tokens, const py::object& channels, const py::object& hidden,
                  const py::object& width, const py::object& heads, const py::object& bfloat16) {
-  const Sizes sizes(tokens, channels, hidden, width, heads, type_of(bfloat16));
-  const std::string text = reverse_loop_cuda_refusal(sizes.request);
-  RH_CHECK(text.empty(), op << ": " << text << ". Take another backend.");
+  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(op, bfloat16));
+  check_cuda_refusal(op, reverse_loop_cuda_refusal(sizes.request));
   return reverse_loop_cuda_shared_bytes(sizes.request);
 }
 
@@ -125,7 +80,8 @@ std::int64_t scratch_bytes(const py::object& samples, const py::object& keys, co
   m.channels = static_cast<int>(integer(op, channels, "channels", kCountMax));
   m.layers = static_cast<int>(integer(op, layers, "layers", kCountMax));
   m.hidden = static_cast<int>(integer(op, hidden, "hidden", kCountMax));
-  return reverse_loop_cuda_scratch(m, static_cast<int>(integer(op, width, "width", kCountMax)), type_of(bfloat16));
+  const int columns = static_cast<int>(integer(op, width, "width", kCountMax));
+  return reverse_loop_cuda_scratch(m, columns, cuda_type_of(op, bfloat16));
 }
 
 void run(const py::object& modalities, const py::object& width, const py::object& heads, const py::object& bfloat16,
@@ -136,25 +92,20 @@ void run(const py::object& modalities, const py::object& width, const py::object
   std::vector<std::vector<const void*>> weights(py::len(modalities));
   std::vector<CudaLoopModality> loops;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    loops.push_back(modality_of(Fields(modalities[py::int_(i)]), weights[i]));
+    loops.push_back(modality_of(Fields(op, "a modality", modalities[py::int_(i)]), weights[i]));
   }
   CudaLoopRequest request{loops.data(), static_cast<int>(loops.size()),
                           static_cast<int>(integer(op, width, "width", kCountMax)),
-                          static_cast<int>(integer(op, heads, "num_heads", kCountMax)), type_of(bfloat16),
+                          static_cast<int>(integer(op, heads, "num_heads", kCountMax)), cuda_type_of(op, bfloat16),
                           static_cast<int>(integer(op, device, "device", INT32_MAX)),
                           reinterpret_cast<void*>(integer(op, cuda_stream, "cuda_stream", UINTPTR_MAX))};
-  const std::string text = reverse_loop_cuda_refusal(request);
-  RH_CHECK(text.empty(), op << ": " << text << ". Take another backend.");
+  check_cuda_refusal(op, reverse_loop_cuda_refusal(request));
   int error = 0;
   {
     const ReleasedGil released;
     error = launch_reverse_loop_cuda(request);
   }
-  if (error != 0) {
-    throw std::runtime_error(std::string("reverse_loop: the CUDA launch failed on device ") +
-                             std::to_string(request.device) + ": " + cuda_error_text(error) + " (cudaError " +
-                             std::to_string(error) + ").");
-  }
+  check_cuda_launch(op, request.device, error);
 }
 
 }  // namespace

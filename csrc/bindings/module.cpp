@@ -6,7 +6,7 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr int kInterface = 5;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
+constexpr int kInterface = 6;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
 
 py::dict build_info() {
   py::dict info;
@@ -32,6 +32,7 @@ PYBIND11_MODULE(_C, m) {
   rohydr::bind_cpu(m);
 #if defined(ROHYDR_WITH_CUDA)
   rohydr::bind_cuda_loops(m);
+  rohydr::bind_cuda_gradients(m);
 #endif
   py::module_::import("atexit").attr("register")(py::cpp_function(&rohydr::keep_threads_away));
 }

@@ -20,6 +20,8 @@ struct LoopModality {
   const uint4* condition;
   const int* key_counts;
   PhiloxRequest noise;
+  float* states;  // null, or x_t of the last kept_steps steps, see loop_states.cuh
+  int kept_steps;
 };
 
 struct LoopParameters {

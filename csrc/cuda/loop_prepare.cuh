@@ -34,7 +34,9 @@ LoopModality loop_modality(const CudaLoopModality& m, const ScratchLayout& scrat
           static_cast<const float*>(at(scratch.biases)),
           static_cast<const uint4*>(at(scratch.condition)),
           static_cast<const int*>(at(scratch.counts)),
-          {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream}};
+          {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream},
+          m.states,
+          m.kept_steps};
 }
 
 template <class E>

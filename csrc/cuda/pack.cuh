@@ -10,13 +10,14 @@ namespace rohydr {
 
 struct PackJob {
   const void* weight;  // (columns, depth)
-  const void* bias;    // (columns)
+  const void* bias;    // (columns), or null: zeros
   int columns, depth;
   int padded_columns, padded_depth;
   int scaled_columns;  // the first so many are multiplied by PackJobs::scale
   int channels;        // of the last layer, whose columns are shuffled, see ArenaLayout; else 0
   std::int64_t piece;  // where its pieces start
   int bias_place;
+  bool transposed = false;  // packed is W': its columns are the depth of `weight`, its depth those columns
 };
 
 struct PackJobs {
@@ -40,6 +41,11 @@ __device__ inline int source_of(const PackJob& job, int column) {
 
 template <class E>
 __device__ float weight_at(const PackJob& job, float scale, int column, int depth) {
+  if (job.transposed) {  // of a matrix (depth, columns)
+    const int row = source_of(job, depth);
+    if (row < 0 || column >= job.depth) return 0.0f;
+    return as_float(static_cast<const E*>(job.weight)[static_cast<std::int64_t>(row) * job.depth + column]);
+  }
   const int source = source_of(job, column);
   if (source < 0 || depth >= job.depth) return 0.0f;
   const std::int64_t place = static_cast<std::int64_t>(source) * job.depth + depth;
@@ -77,7 +83,7 @@ __global__ void pack_weights_kernel(const __grid_constant__ PackJobs all) {
     });
   }
   for (int i = first; i < job.padded_columns; i += stride) {
-    const int source = source_of(job, i);
+    const int source = job.bias == nullptr ? -1 : source_of(job, i);
     const float value = source < 0 ? 0.0f : as_float(static_cast<const E*>(job.bias)[source]);
     all.biases[job.bias_place + i] = i < job.scaled_columns ? value * all.scale : value;
   }

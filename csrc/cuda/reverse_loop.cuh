@@ -6,8 +6,9 @@
 #include "arena.h"
 #include "denoiser.cuh"
 #include "loop_parameters.cuh"
+#include "loop_states.cuh"
+#include "noise_rows.cuh"
 #include "pack.cuh"
-#include "rohydr/box_muller.h"
 
 namespace rohydr {
 
@@ -56,23 +57,8 @@ struct Loop {
   __device__ void draw(int step) const {
     PhiloxRequest noise = m.noise;
     noise.step = static_cast<std::uint32_t>(step);
-    const std::int64_t id = m.noise.sample_ids[sample];
-    float* const z = reinterpret_cast<float*>(net.wide());
-    const int most = (m.channels + 6) / 4;  // blocks of four that a row can touch
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < net.rows * most; i += static_cast<int>(blockDim.x)) {
-      const int row = i / most;
-      const std::int64_t begin = static_cast<std::int64_t>(token()[row]) * m.channels;
-      const std::int64_t block = begin / 4 + i % most;
-      const int channel = static_cast<int>(4 * block - begin);
-      if (channel >= m.channels) continue;
-      float normals[4];
-      normal_block(philox_block(noise, id, block), normals);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (channel + e >= 0 && channel + e < m.channels) z[row * m.channels + channel + e] = normals[e];
-      }
-    }
+    draw_rows(noise, m.noise.sample_ids[sample], token(), 0, net.rows, m.channels, reinterpret_cast<float*>(net.wide()),
+              ptx::thread_index(), static_cast<int>(blockDim.x));
   }
 
   // x_{t-1} = c_x x_t + c_p prediction + sigma z.
@@ -132,6 +118,9 @@ __global__ void __launch_bounds__(kMaxPairs<E, W> * 32 * Columns<W>::kWarps, 1)
 #pragma unroll 1
   for (int step = m.steps; step >= 1; --step) {
     ArenaReader weights(m.weights, m.biases);
+    if (step <= m.kept_steps) {
+      keep_state(m.states, step, m.samples, sample, m.tokens, m.channels, loop.state(), loop.token(), net.rows);
+    }
     loop.show_state();
     __syncthreads();
     loop.embed(weights.next<E>(W, arena.state_depth()));

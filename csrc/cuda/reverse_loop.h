@@ -19,6 +19,8 @@ struct CudaLoopModality {
   int tokens, keys, channels, layers, hidden, steps;
   const float* x;                    // (B, T, C) x_K
   float* out;                        // (B, T, C) x_0, zeros at tokens that the mask leaves out
+  float* states = nullptr;           // (kept_steps, B, T, C) or null: x_t of steps 1, 2, ..., not at those tokens
+  int kept_steps = 0;
   const float* position;             // (T, W)
   const float* block_modulation;     // (K, L, 9, W)
   const float* final_modulation;     // (K, 2, W)

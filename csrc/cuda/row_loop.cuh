@@ -5,9 +5,10 @@
 #pragma once
 
 #include "loop_parameters.cuh"
+#include "loop_states.cuh"
+#include "noise_rows.cuh"
 #include "pack.cuh"
 #include "row_network.cuh"
-#include "rohydr/box_muller.h"
 
 namespace rohydr {
 
@@ -88,28 +89,14 @@ struct RowLoop {
     }
   }
 
-  // The step's normal numbers of these rows. A Philox block has four, and may belong to two rows.
+  // The step's normal numbers of these rows.
   __device__ void draw(int step) const {
     const Place place;
     PhiloxRequest request = m.noise;
     request.step = static_cast<std::uint32_t>(step);
-    const std::int64_t id = m.noise.sample_ids[sample];
-    const int most = (m.channels + 6) / 4;  // blocks that a row can touch
-#pragma unroll 1
-    for (int i = 32 * place.part + place.lane; i < kTile * most; i += 32 * kSplit) {
-      const int row = kTile * place.tile + i / most;
-      if (row >= net.rows) break;
-      const std::int64_t begin = static_cast<std::int64_t>(token[row]) * m.channels;
-      const std::int64_t block = begin / 4 + i % most;
-      const int channel = static_cast<int>(4 * block - begin);
-      if (channel >= m.channels) continue;
-      float normals[4];
-      normal_block(philox_block(request, id, block), normals);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (channel + e >= 0 && channel + e < m.channels) noise[row * m.channels + channel + e] = normals[e];
-      }
-    }
+    const int begin = kTile * place.tile, end = begin + kTile < net.rows ? begin + kTile : net.rows;
+    draw_rows(request, m.noise.sample_ids[sample], token, begin, end, m.channels, noise,
+              32 * place.part + place.lane, 32 * kSplit);
   }
 
   // The output layer of what was put, and x_{t-1} = c_x x_t + c_p prediction + sigma z. Columns: of 8 channels the
@@ -180,7 +167,11 @@ __global__ void __launch_bounds__(kRowTilesMax<W, kSplit> * kSplit * 32, 1)
   for (int step = m.steps; step >= 1; --step) {
     typename RowNetwork<W, KC, kSplit>::Stream x;
     loop.embed(x, stream);
-    if (step > 1 && net.active()) loop.draw(step);  // after a barrier: nobody reads the numbers of the step before
+    // After a barrier: x_t is complete, and nobody reads the numbers of the step before.
+    if (step <= m.kept_steps) {
+      keep_state(m.states, step, m.samples, sample, m.tokens, m.channels, state, token, rows);
+    }
+    if (step > 1 && net.active()) loop.draw(step);
 #pragma unroll 1
     for (int layer = 0; layer < m.layers; ++layer) {
       condition.data = m.condition + (sample * m.layers + layer) * pieces;

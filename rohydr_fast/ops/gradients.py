@@ -174,7 +174,8 @@ def _loops_run(out_gradient, states, tapes, *lists) -> tuple:
 def _loops_allocate(out_gradient, states, tapes, *lists, new: Callable = _fake) -> tuple:
     """Gradients without content; the fake implementation."""
     chains = ChainLists(*lists)
-    of_x = [state.new_empty(state.shape[1:]) for state in states]
+    like = zip(chains.cond_kv, states, strict=True)  # states can be wider
+    of_x = [cond_kv.new_empty(state.shape[1:]) for cond_kv, state in like]
     inputs = (chains.modulation_blocks, chains.modulation_final, chains.cond_kv)
     of_inputs = [[new(x, tensor) for x, tensor in zip(of_x, part, strict=True)] for part in inputs]
     weights = by_chain(chains.weights, chains.weight_counts)

@@ -1,9 +1,9 @@
 """The operations as `torch.ops.rohydr_fast.*`: what torch needs to trace, compile, differentiate and dispatch them.
 
-Each has a schema, a CPU implementation over `rohydr_fast._C`, and a fake one that gives shapes alone. Inputs are only
-read, whatever their strides; every result is a fresh contiguous tensor. An empty result calls nothing. The number of
-threads is torch's at the time of the call. The gradients are in `gradients`; a call that records one of an operation
-that has none is an error.
+Each has a schema, a CPU implementation over `rohydr_fast._C`, some one on CUDA, and a fake one that gives shapes alone.
+Inputs are only read, whatever their strides; every result is a fresh contiguous tensor. An empty result calls nothing.
+The number of threads is torch's at the time of the call. The gradients are in `gradients`; a call that records one of
+an operation that has none is an error.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from ..errors import BackendUnavailable
 from . import gradients, philox
 from .chain_lists import SCHEMA, SEED_MASK, ChainLists, by_chain
 from .conditioning import operation as conditioning
+from .denoiser_block import cuda as denoiser_block_cuda
 from .diffusion_loss import operation as diffusion_loss
 from .memory import empty
 from .packing import CACHE, as_array, as_optional_array, native_threads
@@ -127,7 +128,10 @@ def _like(x: Tensor) -> Tensor:
 
 def _fake_loops_with_states(x: list[Tensor], *arguments) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     *_, grad_steps, tape_sizes = arguments
-    states = [start.new_empty((steps, *start.shape)) for start, steps in zip(x, grad_steps, strict=True)]
+    states = [
+        start.new_empty((steps, *start.shape), dtype=torch.promote_types(start.dtype, torch.float32))
+        for start, steps in zip(x, grad_steps, strict=True)
+    ]
     tapes = [start.new_empty(size) for start, size in zip(x, tape_sizes, strict=True)]
     return [_like(start) for start in x], states, tapes
 
@@ -173,7 +177,13 @@ _CPU = {
     "diffusion_loss_backward": diffusion_loss.run_backward,
     **gradients.CPU,
 }
-_CUDA = {"reverse_loops": reverse_loop_cuda.run}
+_CUDA = {
+    "denoiser_block": denoiser_block_cuda.run,
+    "denoiser_block_backward": denoiser_block_cuda.run_backward,
+    "reverse_loops": reverse_loop_cuda.run,
+    "reverse_loops_with_states": reverse_loop_cuda.run_with_states,
+    "reverse_loops_backward": reverse_loop_cuda.run_backward,
+}
 _FAKE = {
     "cross_attention": lambda q, *rest: _like(q),
     "denoiser_block": lambda x, *rest: _like(x),
@@ -234,7 +244,7 @@ def _register() -> torch.library.Library | None:
             library.impl(op, torch.library.fallthrough_kernel, "Autograd")  # torch's would warn, and only in backward
         library.impl(op, cpu, "CPU")
         if op in _CUDA:
-            library.impl(op, _without_gradient(op, _CUDA[op]), "CUDA")
+            library.impl(op, _CUDA[op] if op in _FORMULAS else _without_gradient(op, _CUDA[op]), "CUDA")
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=library)
     for op, (formula, setup_context) in _FORMULAS.items():
         torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=setup_context, lib=library)

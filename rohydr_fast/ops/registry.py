@@ -170,7 +170,8 @@ _BACKENDS = {
     "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
     "conditioning": {**_FUSED, "triton": support.triton_conditioning},
     "cross_attention": {**_FUSED, "cpp": support.native_attention},
-    **dict.fromkeys(("denoiser_block", "denoiser", "diffusion_loss"), _NETWORK),
+    **dict.fromkeys(("denoiser", "diffusion_loss"), _NETWORK),
+    "denoiser_block": {**_NETWORK, "cuda": support.cuda_block},
     "reverse_loop": {**_NETWORK, "cuda": support.cuda_loop},
 }
 _RECORDS = {(op, name): Record(op, name, _BACKENDS.get(op, _FUSED)[name]) for op in OPS for name in BACKENDS}

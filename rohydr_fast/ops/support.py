@@ -7,7 +7,8 @@ A predicate takes the facts of a call, each of which may be unknown:
     needs_grad: a gradient of the result is wanted;
     grad_of: names of inputs that want one, as far as a backend may lack it, see `NO_NATIVE_GRADIENT`;
     transformed: the call is inside a transform of `torch.func` or a level of forward-mode differentiation;
-    loops: `reverse_loop.cuda.Sizes` of each chain.
+    loops: `reverse_loop.cuda.Sizes` of each chain;
+    block: `denoiser_block.cuda.BlockSizes`.
 """
 
 from .. import __version__, _native
@@ -17,6 +18,7 @@ from .triton import status
 Verdict = tuple[bool, str]
 
 NATIVE_DTYPES = ("float32", "float64")
+CUDA_DTYPES = ("float32", "bfloat16")
 NO_NATIVE_GRADIENT = ("position", "coefficients", "x_0", "rows", "bfloat16 weights")
 """Inputs of the fused operations for which the native core has no gradient."""
 
@@ -99,7 +101,7 @@ def no_triton(**call) -> Verdict:
 
 
 def no_cuda(**call) -> Verdict:
-    """The fused operations have no CUDA kernel yet."""
+    """Operations that have no CUDA kernel."""
     return False, f"version {__version__} has no CUDA kernel of this operation"
 
 
@@ -126,21 +128,47 @@ def philox_cuda(**call) -> Verdict:
     return cuda_device()
 
 
-def cuda_loop(*, device="cuda", dtype=None, needs_grad=False, transformed=False, loops=(), **call) -> Verdict:
-    """The whole reverse loop in one launch: without a gradient, and within the limits of its kernel."""
-    usable, reason = cuda_device()
+def cuda_loop(*, dtype=None, needs_grad=False, loops=(), **call) -> Verdict:
+    """The whole reverse loop in one launch, and its gradients: within the limits of the kernels."""
+    usable, reason = _cuda_fused(dtype=dtype, needs_grad=needs_grad, **call)
     if not usable:
         return False, reason
     from .reverse_loop import cuda
 
+    name = _name(dtype)
+    refused = [why for one in loops if (why := cuda.refusal(one, name))]
+    if needs_grad:
+        refused += [why for one in loops if (why := cuda.refusal(one, name, backward=True))]
+    return (False, refused[0]) if refused else (True, reason)
+
+
+def cuda_block(*, dtype=None, block=None, **call) -> Verdict:
+    """One block in one kernel, and its gradients: within the limits of the kernels."""
+    usable, reason = _cuda_fused(dtype=dtype, **call)
+    if not usable or block is None:
+        return usable, reason
+    from .denoiser_block import cuda
+
+    refused = cuda.refusal(block, _name(dtype))
+    return (False, refused) if refused else (True, reason)
+
+
+def _cuda_fused(*, device="cuda", dtype=None, needs_grad=False, grad_of=(), transformed=False, **call) -> Verdict:
+    """What the CUDA kernels of the fused operations cannot do whatever the sizes, then as `cuda_device`."""
+    usable, reason = cuda_device()
+    if not usable:
+        return False, reason
     if device != "cuda":
         return False, f"the CUDA kernel runs tensors on a CUDA device, and these are on {device}"
-    name = str(dtype).removeprefix("torch.")
-    if dtype is not None and name not in cuda.DTYPES:
-        return False, f"the CUDA kernel computes {' and '.join(cuda.DTYPES)}, and these are {name}"
-    if needs_grad:
-        return False, f"version {__version__} has no gradient of the CUDA kernel; triton and the reference have"
+    if dtype is not None and _name(dtype) not in CUDA_DTYPES:
+        return False, f"the CUDA kernel computes {' and '.join(CUDA_DTYPES)}, and these are {_name(dtype)}"
+    lacking = [name for name in grad_of if name in NO_NATIVE_GRADIENT]
+    if needs_grad and lacking:
+        return False, f"the CUDA kernel has no gradient with respect to {lacking[0]}; the reference has"
     if transformed:
         return False, "the CUDA kernel does not run inside torch.func transforms or forward-mode differentiation"
-    refused = [why for one in loops if (why := cuda.refusal(one, name))]
-    return (False, refused[0]) if refused else (True, reason)
+    return True, reason
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")

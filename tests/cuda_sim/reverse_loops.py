@@ -14,6 +14,7 @@ from .simulation import Simulation
 SOURCES = [
     *[building.KERNELS / f"{name}.cu" for name in ("reverse_loop", "reverse_loop_float32")],
     *[building.KERNELS / f"row_loop_w{width}.cu" for width in (32, 64, 128)],
+    *[building.KERNELS / f"reverse_loop_backward{part}.cu" for part in ("", "_float32", "_bfloat16")],
     building.HERE / "entries" / "reverse_loop.cpp",
 ]
 
@@ -30,6 +31,37 @@ def run(*cases: dict, bf16: bool = False, order: str = "forward") -> list[torch.
     with simulation().order(order):
         simulation().call("reverse_loop", *given)
     return [torch.from_numpy(out) for out in outs]
+
+
+def run_with_states(case: dict, steps: int, *, bf16: bool = False) -> tuple[torch.Tensor, np.ndarray]:
+    """x_0, and x_t of the last so many steps (steps, B, T, C), NaN at tokens that do not exist."""
+    states = poisoned((steps, *case["x"].shape), np.float32)
+    (*given, _, _), (out,) = arguments(case, bf16=bf16)
+    simulation().call("reverse_loop", *given, states, steps)
+    return torch.from_numpy(out), states
+
+
+def gradients(
+    case: dict, out_gradient: torch.Tensor, states: np.ndarray, *, bf16: bool = False, order: str = "forward"
+) -> dict[str, torch.Tensor]:
+    """Gradients by name, float32, from x_t of the last steps: of that of the first of them ("x"), of the rows of the
+    modulation of these steps, of cond_kv, and of all weights as one row."""
+    steps, width = len(states), case["position"].shape[1]
+    given, out = _arguments(case, bf16)
+    samples, tokens, keys, channels, layers, hidden, _ = sizes = given[:7]
+    sizes[6], out[...] = steps, as_float(out_gradient)
+    more = [width, case["num_heads"], int(bf16)]
+    scratch = simulation().value("reverse_loop_backward_scratch", *sizes, *more)
+    outs = {
+        "blocks": poisoned((steps, layers, 9, width), np.float32),
+        "final": poisoned((steps, 2, width), np.float32),
+        "cond_kv": np.zeros((layers, 2, samples, keys, width), np.float32),
+        "weights": poisoned((sum(tensor.numel() for tensor in flat(case["weights"])),), np.float32),
+    }
+    given = [*sizes, read_only(states), *given[8:-3], poisoned((scratch,), np.uint8), 0, 0, *outs.values()]
+    with simulation().order(order):
+        simulation().call("reverse_loop_backward", *more, *given)
+    return {name: torch.from_numpy(array) for name, array in {"x": out, **outs}.items()}
 
 
 def arguments(*cases: dict, bf16: bool = False) -> tuple[list, list[np.ndarray]]:
@@ -58,43 +90,51 @@ def hidden_of(case: dict) -> int:
 def _arguments(case: dict, bf16: bool) -> tuple[list, np.ndarray]:
     samples, tokens, channels = case["x"].shape
     layers, _, _, keys, _ = case["cond_kv"].shape
-    weights = flat(case["weights"])
     sizes = [samples, tokens, keys, channels, layers, hidden_of(case), len(case["coefficients"])]
-    operand = _operand if bf16 else _float
-    packed = [operand(tensor).view(np.uint8).ravel() for tensor in weights]
-    places = [-(-part.size // 16) * 16 for part in packed]  # each aligned to 16 bytes
-    offsets = np.concatenate([[0], np.cumsum(places)]).astype(np.int64)
-    memory = np.zeros(offsets[-1], np.uint8)
-    for part, offset in zip(packed, offsets, strict=False):
-        memory[offset : offset + part.size] = part
+    operand = as_operand if bf16 else as_float
     size = scratch_layout(case, bf16)[-1]
     out = poisoned((samples, tokens, channels), np.float32)
     seed, ids, modality = case["noise"]
     tables = [case["position"], *case["modulation"], case["coefficients"]]
     given = [
         *sizes,
-        read_only(_float(case["x"])),
+        read_only(as_float(case["x"])),
         out,
-        *[read_only(_float(table)) for table in tables],
-        *[_mask(case.get(name)) for name in ("token_mask", "key_mask")],
+        *[read_only(as_float(table)) for table in tables],
+        *[as_mask(case.get(name)) for name in ("token_mask", "key_mask")],
         read_only(operand(case["cond_kv"])),
-        read_only(memory),
-        read_only(offsets),
+        *weights_in_a_row(flat(case["weights"]), bf16),
         read_only(ids.numpy()),
         seed - 2**64 if seed >= 2**63 else seed,
         modality,
         poisoned((size,), np.uint8),
+        0,  # no states
+        0,
     ]
     return given, out
 
 
-def _float(tensor: torch.Tensor) -> np.ndarray:
+def weights_in_a_row(weights: list[torch.Tensor], bf16: bool) -> list[np.ndarray]:
+    """All in one array, each aligned to 16 bytes, and the bytes before each."""
+    packed = [(as_operand if bf16 else as_float)(tensor).view(np.uint8).ravel() for tensor in weights]
+    places = [-(-part.size // 16) * 16 for part in packed]
+    offsets = np.concatenate([[0], np.cumsum(places)]).astype(np.int64)
+    memory = np.zeros(offsets[-1], np.uint8)
+    for part, offset in zip(packed, offsets, strict=False):
+        memory[offset : offset + part.size] = part
+    return [read_only(memory), read_only(offsets)]
+
+
+def as_float(tensor: torch.Tensor) -> np.ndarray:
+    """In float32."""
     return tensor.float().contiguous().numpy()
 
 
-def _operand(tensor: torch.Tensor) -> np.ndarray:
-    return to_bf16(_float(tensor))
+def as_operand(tensor: torch.Tensor) -> np.ndarray:
+    """In bfloat16."""
+    return to_bf16(as_float(tensor))
 
 
-def _mask(mask: torch.Tensor | None) -> np.ndarray | int:
+def as_mask(mask: torch.Tensor | None) -> np.ndarray | int:
+    """As bytes; 0, the null pointer, for none."""
     return 0 if mask is None else read_only(mask.contiguous().numpy().view(np.uint8))

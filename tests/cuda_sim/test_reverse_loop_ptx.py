@@ -12,7 +12,7 @@ from .numbers import poisoned
 from .ptx.module import Module, Profile, Struct
 from .test_reverse_loop import make
 
-MODALITY = "q6i11QQQqq3I4x"  # LoopModality of csrc/cuda/loop_parameters.cuh, with its PhiloxRequest
+MODALITY = "q6i11QQQqq3I4xQi4x"  # LoopModality of csrc/cuda/loop_parameters.cuh, with its PhiloxRequest
 PROTOTYPE = 8 * 6381
 """Instructions that the 8 warps of the prototype of this kernel executed in a block of the network and step."""
 
@@ -45,13 +45,13 @@ def interpret(case: dict, bf16: bool) -> tuple[np.ndarray, np.ndarray, Profile]:
     given, (simulated,) = reverse_loops.arguments(case, bf16=bf16)
     reverse_loops.simulation().call("reverse_loop", *given)
     sizes, rest = given[4:11], given[11:]
-    x, _, position, blocks, final, coefficients, token_mask, _, _, _, _, ids, seed, modality, scratch = rest
+    x, _, position, blocks, final, coefficients, token_mask, _, _, _, _, ids, seed, modality, scratch, _, _ = rest
     layout = reverse_loops.scratch_layout(case, bf16)
     parts = [scratch[begin:end].copy() for begin, end in zip(layout, layout[1:], strict=False)]
     out = poisoned(simulated.shape, np.float32)
     samples, tokens, _, channels, _, hidden, _ = sizes
     fields = [*sizes, x, out, position, blocks, final, coefficients, token_mask, *parts]
-    fields += [seed % 2**64, ids, samples, 0, modality, 0, 1]
+    fields += [seed % 2**64, ids, samples, 0, modality, 0, 1, 0, 0]
     nobody = [0] * (len(fields))
     facts = (tokens, channels, hidden, position.shape[1], case["num_heads"], int(bf16))
     kernel = kernel_of(case, bf16)

@@ -54,7 +54,7 @@ def test_two_blocks_of_the_papers_size_fit_on_a_multiprocessor():
 def a_device(monkeypatch):
     """As if there were one."""
     monkeypatch.setattr(support, "cuda_device", lambda: (True, "there is a device"))
-    monkeypatch.setattr(cuda, "refusal", lambda sizes, dtype: "it is too large" if sizes.width > 64 else None)
+    monkeypatch.setattr(cuda, "refusal", lambda sizes, dtype, **of: "it is too large" if sizes.width > 64 else None)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def a_device(monkeypatch):
     [
         (dict(device="cpu"), "these are on cpu"),
         (dict(dtype=torch.float64), "these are float64"),
-        (dict(needs_grad=True), "has no gradient of the CUDA kernel"),
+        (dict(needs_grad=True, grad_of=("position",)), "no gradient with respect to position"),
         (dict(transformed=True), "torch.func"),
         (dict(loops=(SIZES, SIZES._replace(width=128))), "it is too large"),
     ],

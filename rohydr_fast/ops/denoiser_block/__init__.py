@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..checks import check_block
 from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
-from . import native, reference
+from . import cuda, native, reference
 from .reference import BlockWeights
 
 
@@ -26,19 +26,21 @@ def denoiser_block(
 
     Raises:
         UsageError: a shape, dtype or device that does not fit.
-        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to bfloat16
-            weights, and the gradients of "cpp" and "triton" are differentiable once.
+        BackendUnavailable: the named backend cannot run this call; "cpp" and "cuda" have no gradient with respect to
+            bfloat16 weights of another `x`, and the gradients of all but the reference are differentiable once.
 
     Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
-    whenever they changed. On "triton" eight launches, and 16 for the gradients.
+    whenever they changed. On "triton" eight launches, and 16 for the gradients; on "cuda" three, and seven.
     """
     check_block("denoiser_block", x, modulation, cond_kv, weights, num_heads, token_mask, key_mask)
     options = dict(num_heads=num_heads, token_mask=token_mask, key_mask=key_mask)
     needs_grad = wants_gradient((x, modulation, cond_kv, *weights))
     grad_of = wanting(x, weights) if needs_grad else ()
-    heads = head_facts(x.shape[2], num_heads)
-    name = choose("denoiser_block", backend, x, needs_grad, grad_of, **heads)
-    if name == "cpp":
+    facts = head_facts(x.shape[2], num_heads)
+    if x.is_cuda:  # others have no such limits, and numbers here would be fixed in a traced graph
+        facts["block"] = cuda.sizes_of(x, weights.fc1_weight, num_heads)
+    name = choose("denoiser_block", backend, x, needs_grad, grad_of, **facts)
+    if name in ("cpp", "cuda"):
         return native.denoiser_block(x, modulation, cond_kv, weights, **options)
     if name == "triton":
         from . import triton_impl

@@ -38,11 +38,13 @@ def reverse_loop(
         UsageError: a shape, dtype or device that does not fit, tables of unequal length, an empty key set, a
             coefficient on the CPU that is not finite, a noise key out of range, a negative `grad_steps`, too little
             memory.
-        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradient with respect to the position,
-            the coefficients and bfloat16 weights, and the gradients of "cpp" and "triton" are differentiable once.
+        BackendUnavailable: the named backend cannot run this call; "cpp" and "cuda" have no gradient with respect to
+            the position, the coefficients and bfloat16 weights of another `x`, and the gradients of all backends but
+            the reference are differentiable once.
 
     Cost: one native call on "cpp" and one for all gradients; the weights are packed at the first call and again
-    whenever they changed. On "triton", without a gradient, one launch of a CUDA graph for each step.
+    whenever they changed. On "triton", without a gradient, one launch of a CUDA graph for each step. On "cuda" see
+    `reverse_loops`.
     """
     chain = Chain(
         x, position, modulation, cond_kv, weights, coefficients, noise, num_heads, token_mask, key_mask, grad_steps
@@ -70,7 +72,8 @@ def reverse_loops(
         BackendUnavailable: the named backend cannot run this call: one chain is enough.
 
     Cost: one native call on "cpp", and one for all gradients; on "cuda" a launch for up to three chains, and two for
-    each that bring its weights and condition into the order of use.
+    each that bring its weights and condition into the order of use; x_t of every step is kept for the gradients of a
+    chain, which compute the rest again, in four launches for every few steps.
     """
     _check(chains)
     if not len(chains):
@@ -100,7 +103,7 @@ def first_undefined_steps(chains: Sequence[Chain], *, backend: str | None = None
     """
     _check(chains)
     name = _choose(chains, backend, False, ()) if len(chains) else "reference"
-    if name == "cpp":
+    if name in ("cpp", "cuda"):
         runs = native.trajectories(chains)
     elif name == "triton":
         from . import graphed

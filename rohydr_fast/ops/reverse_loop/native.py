@@ -22,7 +22,9 @@ def reverse_loops(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory
     if not any(grad_steps):
         with torch.no_grad():
             return torch.ops.rohydr_fast.reverse_loops(*_lists(chains))
-    return _with_states(chains, grad_steps, _tape_sizes(chains, grad_steps, max_memory))[0]
+    on_cuda = chains[0].x.is_cuda  # there activations are computed again
+    sizes = [0] * len(chains) if on_cuda else _tape_sizes(chains, grad_steps, max_memory)
+    return _with_states(chains, grad_steps, sizes)[0]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <vector>
 
+#include "reverse_loop_backward.h"
 #include "reverse_loop_launch.h"
 
 namespace {
@@ -51,6 +52,8 @@ class Arguments {
     loop.seed = static_cast<std::uint64_t>(integer());
     loop.modality = static_cast<std::uint32_t>(integer());
     loop.scratch = pointer<void>();
+    loop.states = pointer<float>();
+    loop.kept_steps = size();
     return m;
   }
 
@@ -59,6 +62,45 @@ class Arguments {
 };
 
 }  // namespace
+
+// The way back through one modality: `x` and `out` are as CudaLoopGradient says; four results follow.
+extern "C" int reverse_loop_backward(std::int64_t width, std::int64_t heads, std::int64_t bf16, ...) {
+  va_list list;
+  va_start(list, bf16);
+  Arguments arguments(list);
+  Modality m = arguments.modality();
+  m.loop.weights = m.weights.data();
+  rohydr::CudaLoopGradient r{};
+  r.loop = m.loop;
+  r.block_modulation = arguments.pointer<float>();
+  r.final_modulation = arguments.pointer<float>();
+  r.cond_kv = arguments.pointer<float>();
+  r.weights = arguments.pointer<float>();
+  va_end(list);
+  r.width = static_cast<int>(width);
+  r.heads = static_cast<int>(heads);
+  r.type = bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32;
+  if (!rohydr::reverse_loop_backward_cuda_refusal(r).empty()) return -1;
+  return rohydr::launch_reverse_loop_backward_cuda(r);
+}
+
+extern "C" std::int64_t reverse_loop_backward_scratch(std::int64_t samples, std::int64_t tokens, std::int64_t keys,
+                                                      std::int64_t channels, std::int64_t layers, std::int64_t hidden,
+                                                      std::int64_t steps, std::int64_t width, std::int64_t heads,
+                                                      std::int64_t bf16) {
+  rohydr::CudaLoopGradient r{};
+  r.loop.samples = samples;
+  r.loop.tokens = static_cast<int>(tokens);
+  r.loop.keys = static_cast<int>(keys);
+  r.loop.channels = static_cast<int>(channels);
+  r.loop.layers = static_cast<int>(layers);
+  r.loop.hidden = static_cast<int>(hidden);
+  r.loop.steps = static_cast<int>(steps);
+  r.width = static_cast<int>(width);
+  r.heads = static_cast<int>(heads);
+  r.type = bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32;
+  return rohydr::reverse_loop_backward_cuda_scratch(r);
+}
 
 extern "C" int reverse_loop(std::int64_t count, std::int64_t width, std::int64_t heads, std::int64_t bf16, ...) {
   std::vector<Modality> modalities;

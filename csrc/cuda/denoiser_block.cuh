@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// The kernels of one block of the denoiser: a block of threads takes a sample.
+#pragma once
+
+#include "denoiser_block_launch.h"
+#include "gradient_launch.cuh"
+#include "sample_rows.cuh"
+
+namespace rohydr {
+
+struct BlockParameters {
+  GradientParameters gradient;
+  const float *x, *modulation, *out_gradient;
+  int modulation_rows;
+  float* out;  // the result, or the gradient of x
+};
+
+// Rows of a sample's (T, W) that exist to shared memory, the others as zeros.
+template <class E, int W>
+__device__ void take_rows(const BlockGradient<E, W>& block, const float* from, float* to) {
+  from += block.number() * block.p.sizes.tokens * W;
+  for (int i = static_cast<int>(threadIdx.x); i < block.whole_rows() * W; i += kGradientThreads) {
+    const int row = i / W, c = i % W;
+    to[row * block.shared.stream_stride() + c] =
+        row < block.rows ? from[static_cast<std::int64_t>(block.token()[row]) * W + c] : 0.0f;
+  }
+}
+
+// The other way; zeros at tokens that do not exist.
+template <class E, int W>
+__device__ void give_rows(const BlockGradient<E, W>& block, const float* from, float* to) {
+  const int tokens = block.p.sizes.tokens;
+  to += block.number() * tokens * W;
+  for (int i = static_cast<int>(threadIdx.x); i < tokens * W; i += kGradientThreads) to[i] = 0.0f;
+  __syncthreads();  // zeros come first
+  for (int i = static_cast<int>(threadIdx.x); i < block.rows * W; i += kGradientThreads) {
+    const int row = i / W, c = i % W;
+    to[static_cast<std::int64_t>(block.token()[row]) * W + c] = from[row * block.shared.stream_stride() + c];
+  }
+}
+
+template <class E, int W>
+__global__ void __launch_bounds__(kGradientThreads, 1)
+    denoiser_block_kernel(const __grid_constant__ BlockParameters all) {
+  const GradientParameters& p = all.gradient;
+  BlockGradient<E, W> block(p, blockIdx.x);
+  find_tokens(block);
+  take_rows(block, all.x, block.stream());
+  __syncthreads();  // the stream is whole
+  block.template forward<false>(0, all.modulation + (all.modulation_rows == 1 ? 0 : block.number() * 9 * W));
+  give_rows(block, block.stream(), all.out);
+}
+
+template <class E, int W>
+__global__ void __launch_bounds__(kGradientThreads, 1)
+    denoiser_block_backward_kernel(const __grid_constant__ BlockParameters all) {
+  const GradientParameters& p = all.gradient;
+  BlockGradient<E, W> block(p, blockIdx.x);
+  const float* const modulation = all.modulation + (all.modulation_rows == 1 ? 0 : block.number() * 9 * W);
+  find_tokens(block);
+  if (threadIdx.x == 0) p.row_counts[block.sample] = block.rows;
+  take_rows(block, all.x, block.stream());
+  take_rows(block, all.out_gradient, block.gradient());
+  __syncthreads();  // both are whole
+  block.template forward<true>(0, modulation);
+  block.backward(0, modulation, p.modulation + block.sample * 9 * W);
+  __syncthreads();  // the gradient is whole
+  give_rows(block, block.gradient(), all.out);
+}
+
+template <class E, int W>
+int launch_block(const CudaBlockRequest& r) {
+  const GradientSizes sizes = sizes_of(r);
+  BlockParameters all{};
+  const GradientInputs inputs{r.samples, r.cond_kv, r.token_mask, r.key_mask, r.weights, nullptr, r.scratch};
+  const int error = prepare_gradient<E>(sizes, inputs, scratch_of(r, false), false, all.gradient, r.stream);
+  if (error != 0) return error;
+  all.gradient.samples = r.samples;
+  all.gradient.steps = 1;
+  all.x = r.x, all.modulation = r.modulation, all.modulation_rows = r.modulation_rows, all.out = r.out;
+  return ROHYDR_LAUNCH((denoiser_block_kernel<E, W>), dim3(static_cast<unsigned>(r.samples)), dim3(kGradientThreads),
+                       GradientShared(sizes).bytes(), r.stream, all);
+}
+
+template <class E, int W>
+int launch_block_backward(const CudaBlockRequest& r) {
+  const GradientSizes sizes = sizes_of(r);
+  const GradientPlan plan(sizes, r.samples, 1);
+  const GradientScratch scratch = scratch_of(r, true);
+  BlockParameters all{};
+  GradientParameters& p = all.gradient;
+  const GradientInputs inputs{r.samples, r.cond_kv, r.token_mask, r.key_mask, r.weights, r.cond_gradient, r.scratch};
+  int error = prepare_gradient<E>(sizes, inputs, scratch, true, p, r.stream);
+  float* const parts = reinterpret_cast<float*>(static_cast<char*>(r.scratch) + scratch.weight_parts);
+  float* const rows = p.modulation;
+  all.x = r.x, all.modulation = r.modulation, all.modulation_rows = r.modulation_rows;
+  all.out_gradient = r.out_gradient, all.out = r.x_gradient;
+  p.steps = 1;
+  for (std::int64_t first = 0; first < r.samples && error == 0; first += plan.group) {
+    p.first_sample = first;
+    p.samples = std::min(plan.group, r.samples - first);
+    p.modulation = r.modulation_rows == 1 ? rows : r.modulation_gradient + first * 9 * W;
+    error = ROHYDR_LAUNCH((denoiser_block_backward_kernel<E, W>), dim3(static_cast<unsigned>(p.samples)),
+                          dim3(kGradientThreads), GradientShared(sizes).bytes(), r.stream, all);
+    if (error == 0) error = sum_weight_gradients<E>(p, plan.parts, parts, first == 0, r.weight_gradients, r.stream);
+    if (error == 0 && r.modulation_rows == 1) {
+      error = sum_modulation({rows, p.samples, 9 * W, 0, r.modulation_gradient, nullptr, first == 0}, 1, r.stream);
+    }
+  }
+  return error;
+}
+
+}  // namespace rohydr

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// What the kernels of the way back are given, beside what is special to each.
+#pragma once
+
+#include "device.cuh"
+#include "gradient_layout.h"
+
+namespace rohydr {
+
+struct GradientParameters {
+  GradientSizes sizes;
+  std::int64_t samples, first_sample, all_samples;  // of the group, its first, and those of the call
+  int steps;                                        // of the chunk
+  const std::uint8_t* token_mask;                   // (B, T), or null
+  const uint4 *weights, *transposed, *condition;
+  const float *biases, *zeros;
+  const int *key_counts, *key_list;  // (B), (B, S)
+  int* row_counts;                   // (samples)
+  char* tape;                        // (samples, TapeLayout::bytes())
+  void* streams;                     // see StreamLayout
+  float* modulation;                 // (steps, samples, modulation_size())
+  float* cond_gradient;              // (L, 2, B, S, W), to which is added
+};
+
+}  // namespace rohydr
