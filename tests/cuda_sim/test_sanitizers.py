@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from . import building, reverse_loops
+from . import building, denoiser_blocks, reverse_loops
 from .cases import all_cases
+from .test_denoiser_block import make as make_block
+from .test_denoiser_block import out_gradient_of
 from .test_reverse_loop import make
 
 MISDEEDS = """
@@ -85,3 +87,13 @@ def test_the_reverse_loop_under_the_sanitizers(bf16, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = np.load(tmp_path / "call.npz.outputs.npy")
     assert np.array_equal(found, reverse_loops.run(case, bf16=bf16)[0].numpy())
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_the_way_back_through_a_block_under_the_sanitizers(bf16, tmp_path):
+    case = make_block(1, (64, 8), bf16=bf16, tokens=37, keys=70)
+    arguments, _ = denoiser_blocks.arguments(case, out_gradient_of(case, bf16), bf16=bf16)
+    np.savez(tmp_path / "call.npz", *arguments)
+    module = building.simulator_module(denoiser_blocks.SOURCES, sanitize=True)
+    done = under_sanitizers("tests.cuda_sim.sanitized_call", str(module), "denoiser_block", str(tmp_path / "call.npz"))
+    assert done.returncode == 0, done.stderr[-3000:]
