@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         choices = None if name == "batch" else default
         parser.add_argument(f"--{name}", type=kind, nargs="+", choices=choices, default=list(default))
-    parser.add_argument("--commit", help="what to record where there is no repository")
+    parser.add_argument("--commit", help="what to record, where the repository is not there or is another's")
     return parser
 
 
@@ -86,7 +86,7 @@ def facts(settings: Settings, commit: str | None) -> dict:
         "python": around["python"],
         "cpu": around["cpu"],
         "cores": around["cores_available"],
-        "commit": around["commit"] or commit,
+        "commit": commit or around["commit"],
         "dirty": around["dirty"],
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "settings": asdict(settings),

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__, _native
-from .cli import make_parser, print_json, run
 from .ops.registry import OPS, explain
 
 
@@ -55,12 +54,16 @@ def report() -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report; the exit code is 0 whatever the verdicts are."""
+    from .cli import make_parser, run  # its parser need not be there for those who ask for `environment` alone
+
     parser = make_parser("rohydr_fast.doctor", "Versions, machine, build and the backends that can run here.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return run(parser, _command, argv)
 
 
 def _command(options) -> int:
+    from .cli import print_json
+
     document = report()
     if options.json:
         print_json(document)
