@@ -160,7 +160,7 @@ def test_large_scores_keep_softmax_right():
 @pytest.mark.parametrize("key_scale", [300.0, 1.0], ids=["scores-up-to-hundreds", "usual-scores"])
 @pytest.mark.parametrize("shift", [2000.0, -2000.0, 0.0])
 def test_scores_far_from_zero_keep_softmax_right_in_bfloat16(network, key_scale, shift):
-    """Without a maximum taken off, sums would overflow, or vanish: all keys get one more score, which changes nothing."""
+    """With no maximum taken off, sums would overflow or vanish: all keys get one more score, which changes nothing."""
     case = make(8, network, bf16=True, samples=1, tokens=20, keys=40)
     keys, values = (case["cond_kv"] * torch.tensor([key_scale, 1.0])[None, :, None, None, None]).unbind(1)
     blocks = []

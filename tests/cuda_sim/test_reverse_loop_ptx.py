@@ -28,7 +28,9 @@ class Kernel(NamedTuple):
 def kernel_of(case: dict, bf16: bool) -> Kernel:
     tokens, width, heads = case["x"].shape[1], case["position"].shape[1], case["num_heads"]
     if not bf16:
-        return Kernel("reverse_loop_float32", f"reverse_loop_kernelIfLi{width}", -(-tokens // 32) * 32 * min(4, width // 16))
+        return Kernel(
+            "reverse_loop_float32", f"reverse_loop_kernelIfLi{width}", -(-tokens // 32) * 32 * min(4, width // 16)
+        )
     size = width // heads
     split = {32: 2 if size < 16 else 1, 64: 1, 128: 2}[width]
     name = f"row_loop_kernelILi{width}ELi{size // 16}ELi{split}E"

@@ -69,7 +69,7 @@ def _run(x: list[Tensor], chains: ChainLists, grad_steps: list[int]) -> tuple[li
     waiting: dict[tuple, list[int]] = {}
     for i, start in enumerate(x):
         if start.numel():
-            # Chains of many tokens go alone: another kernel may compute them, with the last bit of sums rounded otherwise.
+            # Chains of many tokens go alone: another kernel may compute them, which adds in another order.
             many = start.shape[1] > MANY_TOKENS
             waiting.setdefault((chains.position[i].shape[1], chains.num_heads[i], start.dtype, many), []).append(i)
     for (width, num_heads, dtype, _), numbers in waiting.items():
