@@ -67,7 +67,7 @@ std::string reverse_loop_cuda_refusal(const CudaLoopRequest& r) {
   for (int i = 0; i < r.count; ++i) {
     const CudaLoopModality& m = r.modalities[i];
     if (m.tokens > most) return text(takes, m.tokens);
-    if (r.type == CudaType::kBfloat16) continue;
+    if (r.type == CudaType::kBfloat16 && (r.width < 128 || m.tokens <= kRowTokens)) continue;
     const ArenaLayout arena = arena_of(m, r.width, r.type);
     if (2 * arena.state_depth() > std::max(arena.hidden, 3 * r.width)) {  // x_t, or its noise, where the MLP's are
       return text("up to half as many channels as the MLP is wide", m.channels);

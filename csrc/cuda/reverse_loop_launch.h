@@ -15,6 +15,9 @@ inline ArenaLayout arena_of(const CudaLoopModality& m, int width, CudaType type)
   return {width, m.hidden, m.channels, m.layers, type == CudaType::kBfloat16 ? 2 : 4};
 }
 
+// In bfloat16: over so many tokens no two warps share rows, so at W = 128 the kernel of tiles takes them.
+constexpr int kRowTokens = 64;
+
 template <class E, int W>
 int loop_max_tokens();
 template <class E, int W>

@@ -103,7 +103,8 @@ int tokens_of(const CudaLoopRequest& r) {
 // for 128 columns, which are too many for the registers of one, and for many small heads. 0: no kernel here takes it.
 template <int W>
 int split_of(const CudaLoopRequest& r) {
-  const bool many = tokens_of(r) > kTile * kRowTilesMax<W, 2>;
+  static_assert(kRowTokens == kTile * kRowTilesMax<W, 2>, "as the host knows it");
+  const bool many = tokens_of(r) > kRowTokens;
   if (W == 128) return many ? 0 : 2;
   return W == 32 && W / r.heads < kTile && !many ? 2 : 1;
 }

@@ -29,11 +29,19 @@ SIZES = cuda.Sizes(tokens=50, channels=32, hidden=256, width=64, num_heads=4)
         (dict(num_heads=5), "takes heads of 4, 8, 16, 32 or 64 channels, and this has 0"),
         (dict(num_heads=32), "takes heads of 4, 8, 16, 32 or 64 channels, and this has 2"),
         (dict(tokens=129), "takes up to 128 tokens of this width and type, and this has 129"),
-        (dict(channels=200), "takes up to half as many channels as the MLP is wide, and this has 200"),
     ],
 )
 def test_limits_are_told_in_a_sentence(change, why):
     assert why in cuda.refusal(SIZES._replace(**change), "bfloat16", 227 * 1024)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("sizes, dtype", [(dict(), "float32"), (dict(width=128, tokens=65, hidden=512), "bfloat16")])
+def test_only_the_kernel_of_tiles_limits_the_channels(sizes, dtype):
+    """In bfloat16 that is the kernel of W = 128 with many tokens."""
+    large = SIZES._replace(**sizes, channels=290)
+    assert "takes up to half as many channels as the MLP is wide, and this has 290" in cuda.refusal(large, dtype, 2**20)
+    assert cuda.refusal(SIZES._replace(channels=290), "bfloat16", 2**20) is None
 
 
 @needs_cuda_build

@@ -41,7 +41,11 @@ def call(module, entry: str, *arguments) -> None:
 
 
 class SimulatedCore:
-    """The native core with a device. Scratch memory is the simulator's, which watches what is copied from it."""
+    """The native core with a device. What cp.async reads, scratch memory and tables, is the simulator's, which asks
+    whose memory it is."""
+
+    def __init__(self):
+        self.scratches: list[int] = []  # sizes, in order of the requests
 
     def __getattr__(self, name):
         found = getattr(CORE, name)
@@ -49,8 +53,8 @@ class SimulatedCore:
             return found
 
         def remember(*sizes):
-            self.scratch = found(*sizes)
-            return self.scratch
+            self.scratches.append(found(*sizes))
+            return self.scratches[-1]
 
         return remember
 
@@ -63,10 +67,17 @@ class SimulatedCore:
 
     def with_scratch(self, module, fields: dict) -> dict:
         library = module.simulation()._library
-        return fields | {"scratch": library.rohydr_sim_allocate(self.scratch)}
+        return fields | {"scratch": library.rohydr_sim_allocate(self.scratches[-1])}
 
     def reverse_loop_cuda(self, chains, width, heads, half, device, stream):
-        given = [argument for fields in chains for argument in self.loop(fields)]  # nothing is copied by cp.async
+        library, given = reverse_loops.simulation()._library, []
+        for fields, scratch in zip(chains, self.scratches[-len(chains) :], strict=True):
+            rows = 4 * width * fields["steps"]
+            sizes = {"block_modulation": 9 * fields["layers"] * rows, "final_modulation": 2 * rows}
+            copies = {name: library.rohydr_sim_allocate(size) for name, size in sizes.items()}
+            for name, size in sizes.items():
+                ctypes.memmove(copies[name], fields[name], size)
+            given += self.loop(fields | copies | {"scratch": library.rohydr_sim_allocate(scratch)})
         call(reverse_loops, "reverse_loop", len(chains), width, heads, int(half), *given)
 
     def reverse_loop_backward_cuda(self, fields, width, heads, half, device, stream):

@@ -156,10 +156,12 @@ class _Memory:
         tables = {
             "x": x,
             "position": chains.position[i],
-            "block_modulation": chains.modulation_blocks[i][:steps],
-            "final_modulation": chains.modulation_final[i][:steps],
-            "coefficients": chains.coefficients[i][:steps],
+            "block_modulation": chains.modulation_blocks[i],
+            "final_modulation": chains.modulation_final[i],
+            "coefficients": chains.coefficients[i],
         }
+        if steps is not None:
+            tables |= {name: tables[name][:steps] for name in ("block_modulation", "final_modulation", "coefficients")}
         self.tensors = {name: aligned(tensor, torch.float32, 16) for name, tensor in tables.items()}
         self.tensors["cond_kv"] = aligned(cond_kv, dtype)
         self.tensors["sample_ids"] = chains.sample_ids[i].contiguous()
