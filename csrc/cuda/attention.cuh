@@ -9,6 +9,7 @@
 namespace rohydr {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr std::uint32_t kOnes = 0x3F803F80;  // twice 1 in bfloat16: the sum of weights is one more column of P V
 
 // Keys and values in shared memory, as the projection left them: rows of keys, `values` columns further on the values.
 template <class E>
@@ -149,7 +150,6 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
     if (!low) rows[0][0] = rows[0][1] = 0;
     if (!high) rows[0][2] = rows[0][3] = 0;
   }
-  constexpr std::uint32_t kOnes = 0x3F803F80;  // twice 1: the sum of weights is one more column of P V
   float out[KC][2][4] = {}, sum[4] = {};
   Softmax softmax;
   auto reader = reader_of(keys, first, lane);

@@ -7,8 +7,6 @@
 
 namespace rohydr {
 
-constexpr float kLayerNormEps = 1e-6f;  // LAYER_NORM_EPS of the reference
-
 // Gives packed matrices one after the other, in order of use.
 class ArenaReader {
  public:
@@ -167,14 +165,13 @@ struct Network {
     }
   }
 
-  // The tanh form, x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3); in float32 as x / (1 + exp(-2 u)).
+  // GELU, see constants.cuh; in float32 as x / (1 + exp(-2 u)).
   static __device__ float gelu(float x) {
-    constexpr float kTwoLog2e = 2.8853900817779268f, kFactor = 0.7978845608028654f, kCubic = kFactor * 0.044715f;
     if (sizeof(E) == 2) {
       const float half = 0.5f * x;
-      return fmaf(half, ptx::tanh_approx(x * fmaf(x * x, kCubic, kFactor)), half);
+      return fmaf(half, ptx::tanh_approx(x * fmaf(x * x, kGeluCubic, kGeluFactor)), half);
     }
-    return x / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kCubic, -kTwoLog2e * kFactor)));
+    return x / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kGeluCubic, -kTwoLog2e * kGeluFactor)));
   }
 
   // `modulation`: (9, W); `condition`: the keys and values of this block.

@@ -89,7 +89,22 @@ std::int64_t reverse_loop_cuda_scratch(const CudaLoopModality& modality, int wid
 
 int launch_reverse_loop_cuda(const CudaLoopRequest& request) {
   const DeviceGuard guard(request.device);
-  return guard.error() != 0 ? guard.error() : for_kernel(request, Run{request});
+  if (guard.error() != 0) return guard.error();
+  // In bfloat16 chains of many tokens go alone: another kernel may take them, which adds in another order, and no bit
+  // of a chain may depend on the others.
+  for (const bool many : {false, true}) {
+    CudaLoopModality some[kLoopModalitiesMax];
+    CudaLoopRequest part = request;
+    part.modalities = some;
+    part.count = 0;
+    for (int i = 0; i < request.count; ++i) {
+      const CudaLoopModality& m = request.modalities[i];
+      if ((request.type == CudaType::kBfloat16 && m.tokens > kRowTokens) == many) some[part.count++] = m;
+    }
+    const int error = part.count == 0 ? 0 : for_kernel(part, Run{part});
+    if (error != 0) return error;
+  }
+  return 0;
 }
 
 }  // namespace rohydr

@@ -10,7 +10,6 @@ namespace rohydr {
 
 // Sums outside lose bits, or are nothing or infinite: then the maximum is taken off.
 constexpr float kLeastSum = 0x1p-100f, kMostSum = 0x1p100f;
-constexpr std::uint32_t kOnes = 0x3F803F80;  // twice 1 in bfloat16: the sum of weights is one more column of P V
 
 // The scores of this thread's rows with keys of a tile: [j][i] of key 8 j + 2 (lane % 4) + i % 2.
 template <int KC>
@@ -123,14 +122,17 @@ template <int KC, class Reader>
 __device__ void attend_head(float (&out)[2 * KC][4], const std::uint32_t (*q)[4], const Reader& reader, int first,
                             int count, int lane) {
   float most[2] = {-INFINITY, -INFINITY}, sum[4] = {};
-  uint4 keys[KC];
-#pragma unroll 1
-  for (int n = 0; n * kTile < count; ++n) {
-    float s[2][4];
+  const auto scores_of = [&](float (&s)[2][4], int n) {
+    uint4 keys[KC];
 #pragma unroll
     for (int c = 0; c < KC; ++c) keys[c] = reader.key(n, first + c);
     scores<KC>(s, q, keys);
     cut(s, count - n * kTile, lane);
+  };
+#pragma unroll 1
+  for (int n = 0; n * kTile < count; ++n) {
+    float s[2][4];
+    scores_of(s, n);
 #pragma unroll
     for (int i = 0; i < 8; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i / 4][i % 4]);
   }
@@ -144,10 +146,7 @@ __device__ void attend_head(float (&out)[2 * KC][4], const std::uint32_t (*q)[4]
 #pragma unroll 1
   for (int n = 0; n * kTile < count; ++n) {
     float s[2][4];
-#pragma unroll
-    for (int c = 0; c < KC; ++c) keys[c] = reader.key(n, first + c);
-    scores<KC>(s, q, keys);
-    cut(s, count - n * kTile, lane);
+    scores_of(s, n);
     std::uint32_t p[4];
     weights_of(p, s, most[0], most[1]);
     ptx::mma_bf16(sum, p, kOnes, kOnes);

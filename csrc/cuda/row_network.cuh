@@ -10,8 +10,6 @@
 
 namespace rohydr {
 
-constexpr float kRowEps = 1e-6f;  // LAYER_NORM_EPS of the reference
-
 __device__ inline float2 pair_at(const float* from) { return *reinterpret_cast<const float2*>(from); }
 
 // acc = bias, for 8 J columns; `bias` points to this lane's first.
@@ -39,10 +37,9 @@ __device__ void multiply(float (&acc)[2 * kTiles][4], const std::uint32_t (&a)[k
   }
 }
 
-// The tanh form without its factor 1/2, which is in the weights of fc2: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+// GELU without its factor 1/2, which is in the weights of fc2.
 __device__ inline float twice_gelu(float x) {
-  constexpr float kFactor = 0.7978845608028654f, kCubic = kFactor * 0.044715f;
-  return fmaf(x, ptx::tanh_approx(x * fmaf(x * x, kCubic, kFactor)), x);
+  return fmaf(x, ptx::tanh_approx(x * fmaf(x * x, kGeluCubic, kGeluFactor)), x);
 }
 
 // Where this thread's numbers lie. Each part asks anew, so that the compiler does not keep the addresses of all parts
@@ -129,7 +126,7 @@ struct RowNetwork {
     if (!here) return;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      inverse[h] = rsqrtf(fmaf(inverse[h], 1.0f / W, kRowEps));
+      inverse[h] = rsqrtf(fmaf(inverse[h], 1.0f / W, kLayerNormEps));
       mean[h] *= -inverse[h];
     }
 #pragma unroll

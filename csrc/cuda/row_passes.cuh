@@ -94,12 +94,10 @@ __device__ void normalise_row_backward(float (&g)[N], const float (&x)[N], float
   for (int i = 0; i < N; ++i) g[i] = inverse * (g[i] - mean - x[i] * slope);
 }
 
-// d/dx of x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): with s = 1 / (1 + exp(-2 u)) it is
-// s + 2 x u' s (1 - s).
+// GELU's slope: with s = 1 / (1 + exp(-2 u)) and u as in constants.cuh it is s + 2 x u' s (1 - s).
 __device__ inline float gelu_slope(float x) {
-  constexpr float kTwoLog2e = 2.8853900817779268f, kFactor = 0.7978845608028654f, kCubic = kFactor * 0.044715f;
-  const float s = 1.0f / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kCubic, -kTwoLog2e * kFactor)));
-  return fmaf(2.0f * x * fmaf(x * x, 3.0f * kCubic, kFactor), s * (1.0f - s), s);
+  const float s = 1.0f / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kGeluCubic, -kTwoLog2e * kGeluFactor)));
+  return fmaf(2.0f * x * fmaf(x * x, 3.0f * kGeluCubic, kGeluFactor), s * (1.0f - s), s);
 }
 
 // A piece of 16 bytes as floats, and back.

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "constants.cuh"
 #include "device.cuh"
 
 namespace rohydr {

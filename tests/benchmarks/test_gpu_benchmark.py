@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -327,3 +328,11 @@ def test_a_wrong_option_is_a_usage_error(bench, wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.gpu.main(wrong)
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_it_needs_nothing_of_the_command_lines():
+    """A machine with a GPU has torch, but perhaps not what parses this package's own command lines."""
+    code = "import sys; sys.modules['jsonargparse'] = None; " + "; ".join(f"import {name}" for name in SIBLINGS)
+    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS.parent}{os.pathsep}{BENCHMARKS}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

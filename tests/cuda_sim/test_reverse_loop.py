@@ -122,6 +122,13 @@ def test_modalities_in_one_launch_and_samples_alone_have_the_same_bits(bf16):
             assert torch.equal(found[sample : sample + 1], alone)
 
 
+@pytest.mark.parametrize("network", [(128, 8), (32, 8)], ids=str)
+def test_chains_for_another_kernel_in_one_launch_have_the_same_bits(network):
+    several = [make(seed, network, bf16=True, samples=1, tokens=(65, 40, 90)[seed]) for seed in range(3)]
+    for case, found in zip(several, reverse_loops.run(*several, bf16=True), strict=True):
+        assert torch.equal(found, reverse_loops.run(case, bf16=True)[0])
+
+
 def test_a_masked_problem_is_the_problem_of_what_exists():
     case = make(5, (64, 4), samples=3, tokens=20, keys=30)
     tokens, keys = torch.arange(20) % 3 != 1, torch.arange(30) % 4 != 0

@@ -11,7 +11,6 @@ from ..chain_lists import SEED_MASK, ChainLists, by_chain
 from ..cuda_calls import aligned, stream_of, too_large
 
 MODALITIES_OF_A_LAUNCH = 3
-MANY_TOKENS = 64
 
 
 class Sizes(NamedTuple):
@@ -47,7 +46,7 @@ def refusal(sizes: Sizes, dtype: str, shared_memory: int | None = None, backward
 
 @torch.no_grad()
 def run(x: list[Tensor], *lists) -> list[Tensor]:
-    """x_0 (B, T, C) of each chain: a launch for up to three of one width, number of heads and kind of kernel."""
+    """x_0 (B, T, C) of each chain: a launch for up to three of one width and number of heads."""
     return _run(x, ChainLists(*lists), [0] * len(x))[0]
 
 
@@ -69,10 +68,8 @@ def _run(x: list[Tensor], chains: ChainLists, grad_steps: list[int]) -> tuple[li
     waiting: dict[tuple, list[int]] = {}
     for i, start in enumerate(x):
         if start.numel():
-            # Chains of many tokens go alone: another kernel may compute them, which adds in another order.
-            many = start.shape[1] > MANY_TOKENS
-            waiting.setdefault((chains.position[i].shape[1], chains.num_heads[i], start.dtype, many), []).append(i)
-    for (width, num_heads, dtype, _), numbers in waiting.items():
+            waiting.setdefault((chains.position[i].shape[1], chains.num_heads[i], start.dtype), []).append(i)
+    for (width, num_heads, dtype), numbers in waiting.items():
         for begin in range(0, len(numbers), MODALITIES_OF_A_LAUNCH):
             some = numbers[begin : begin + MODALITIES_OF_A_LAUNCH]
             kept = [_Memory(x[i], outs[i], chains, i, weights[i], states[i]) for i in some]
