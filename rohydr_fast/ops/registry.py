@@ -169,7 +169,7 @@ _NETWORK = {**_FUSED, "triton": support.triton_fused}
 _BACKENDS = {
     "philox": {**_FUSED, "cpp": support.native_core, "cuda": support.philox_cuda},
     "conditioning": {**_FUSED, "triton": support.triton_conditioning},
-    "cross_attention": {**_FUSED, "cpp": support.native_attention},
+    "cross_attention": {**_FUSED, "cpp": support.native_attention, "triton": support.triton_attention},
     **dict.fromkeys(("denoiser", "diffusion_loss"), _NETWORK),
     "denoiser_block": {**_NETWORK, "cuda": support.cuda_block},
     "reverse_loop": {**_NETWORK, "cuda": support.cuda_loop},

@@ -89,6 +89,11 @@ def triton_fused(*, device=None, dtype=None, transformed=False, width=None, head
     return (True, how) if interpreted else (False, reason)
 
 
+def triton_attention(*, width=None, **call) -> Verdict:
+    """Attention alone: as `triton_fused`, for tokens of any number of channels, as there is no LayerNorm."""
+    return triton_fused(**call)
+
+
 def triton_conditioning(**call) -> Verdict:
     """What comes before a chain or Eq. 3 by Triton: a few products of PyTorch, of which nothing is to be fused."""
     usable, reason = triton_fused(**call)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
+from rohydr_fast.ops.cross_attention import cross_attention
 from rohydr_fast.ops.denoiser import Modulation, denoiser
 from rohydr_fast.ops.denoiser_block import denoiser_block
 from rohydr_fast.ops.reverse_loop import Chain, reverse_loop
@@ -15,6 +16,8 @@ from tests.kernels.cases import denoiser_block_case, reverse_loop_case
 
 CONSTANT = ("['position']", "['coefficients']")
 FUNCTIONS = {"denoiser_block": denoiser_block, "denoiser": denoiser, "reverse_loop": reverse_loop}
+"""Those whose gradient the native core has too."""
+_ALL = {"cross_attention": cross_attention, **FUNCTIONS}
 LEAST_WIDTH = 4
 
 
@@ -58,19 +61,24 @@ def with_leaves(arguments: dict, dtype: torch.dtype) -> tuple[dict, dict[str, Te
 
 def result(operation: str, arguments: dict, **options) -> Tensor:
     """What the public function gives; the two results of a denoiser side by side."""
-    out = FUNCTIONS[operation](**arguments, **options)
+    out = _ALL[operation](**arguments, **options)
     return torch.cat(out, -1) if operation == "denoiser" else out
 
 
 def real_tokens(arguments: dict) -> Tensor:
     """(B, T) bool: where the result counts."""
     mask = arguments.get("token_mask")
-    return torch.ones(arguments["x"].shape[:2], dtype=torch.bool) if mask is None else mask
+    return torch.ones(_tokens(arguments).shape[:2], dtype=torch.bool) if mask is None else mask
+
+
+def _tokens(arguments: dict) -> Tensor:
+    """(B, T, n): what the result has the tokens of."""
+    return arguments["q" if "q" in arguments else "x"]
 
 
 def direction(operation: str, arguments: dict, padding: float = 0.0) -> Tensor:
     """Random numbers in the shape of the result, `padding` at tokens that do not count."""
-    *tokens, channels = arguments["x"].shape
+    *tokens, channels = _tokens(arguments).shape
     generator = torch.Generator().manual_seed(0)
     out = torch.randn(*tokens, channels * (2 if operation == "denoiser" else 1), generator=generator)
     return out.masked_fill(~real_tokens(arguments)[..., None], padding)

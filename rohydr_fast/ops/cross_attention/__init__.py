@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_attention
-from ..dispatch import choose, run_reference, wants_gradient
+from ..dispatch import choose, head_facts, run_reference, wants_gradient
 from . import native, reference
 
 
@@ -16,14 +16,20 @@ def cross_attention(
 
     Raises:
         UsageError: a shape, dtype or device that does not fit.
-        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradients of attention alone.
+        BackendUnavailable: the named backend cannot run this call; "cpp" has no gradients of attention alone, and
+            those of "triton" are differentiable once.
 
-    Cost: one native call on "cpp".
+    Cost: one native call on "cpp"; on "triton" one launch, and two for the gradients.
     """
     check_attention("cross_attention", q, k, v, num_heads, key_mask)
-    name = choose("cross_attention", backend, q, wants_gradient((q, k, v)))
+    heads = head_facts(q.shape[2], num_heads)
+    name = choose("cross_attention", backend, q, wants_gradient((q, k, v)), **heads)
     if name == "cpp":
         return native.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
+    if name == "triton":
+        from . import triton_impl
+
+        return triton_impl.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
     return run_reference(reference.cross_attention, q, k, v, num_heads=num_heads, key_mask=key_mask)
 
 

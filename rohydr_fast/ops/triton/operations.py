@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import BackendUnavailable
 from ..gradients import for_inputs, once
 from . import block
+from .attention import attention, attention_gradients
 from .device import INTERPRETED
 from .linear import linear
 from .linear_backward import (
@@ -78,6 +79,30 @@ def triton_block_backward(
 
 
 @_register
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The result (B, T, W) of `cross_attention`, and (B, H, T) the logarithms that its way back reads."""
+    return attention(*_contiguous([q, k, v]), num_heads, _mask(key_mask))
+
+
+@_register
+def triton_attention_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    num_heads: int,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; `out` and `norm` are what `triton_attention` gave."""
+    gradient, q, k, v, out, norm = _contiguous([gradient, q, k, v, out, norm])
+    results = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    attention_gradients(gradient, q, k, v, out, norm, num_heads, _mask(key_mask), results)
+    return results
+
+
+@_register
 def triton_embedding(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
     """x W' + b + position: (B, T, C), (W, C), (W,), (T, W) to (B, T, W)."""
     x, weight, bias, position = _contiguous([x, weight, bias, position])
@@ -141,6 +166,22 @@ def _block_formula(ctx, gradients) -> tuple:
     return for_inputs(ctx, {0: of_x, 1: of_rows, 2: of_kv, 3: _like(row, weights)})
 
 
+def _attention_setup(ctx, inputs, output) -> None:
+    q, k, v, ctx.num_heads, key_mask = inputs
+    out, norm = output
+    ctx.mark_non_differentiable(norm)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, norm, key_mask)
+
+
+def _attention_formula(ctx, gradient, _) -> tuple:
+    if gradient is None:
+        return for_inputs(ctx, {})
+    q, k, v, out, norm, key_mask = ctx.saved_tensors
+    found = torch.ops.rohydr_fast.triton_attention_backward(gradient, q, k, v, out, norm, ctx.num_heads, key_mask)
+    return for_inputs(ctx, dict(enumerate(found)))
+
+
 def _embedding_setup(ctx, inputs, output) -> None:
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, bias)
@@ -163,10 +204,12 @@ def _head_formula(ctx, gradient) -> tuple:
 
 
 triton_block.register_autograd(_block_formula, setup_context=_block_setup)
+triton_attention.register_autograd(_attention_formula, setup_context=_attention_setup)
 triton_embedding.register_autograd(_embedding_formula, setup_context=_embedding_setup)
 triton_head.register_autograd(_head_formula, setup_context=_head_setup)
 for _operation, _name in (
     (triton_block_backward, "denoiser_block"),
+    (triton_attention_backward, "cross_attention"),
     (triton_embedding_backward, "denoiser"),
     (triton_head_backward, "denoiser"),
 ):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
+from rohydr_fast.ops.cross_attention import cross_attention
 from rohydr_fast.ops.reverse_loop import first_undefined_steps, reverse_loop
 from rohydr_fast.ops.triton.status import HEAD_DIMS
 from tests.ops.gradient_cases import chain_of, gradients
-from tests.ops.triton.interpreted.rule import block_problem, check, network_problem
+from tests.ops.triton.interpreted.rule import attention_problem, block_problem, check, network_problem
 
 pytestmark = pytest.mark.gpu
 
@@ -24,6 +25,13 @@ def on_device(arguments: dict) -> dict:
 def test_a_block_is_as_near_to_float64_as_pytorch(sizes, head_dim, dtype):
     given = block_problem(head_dim, head_dim, 64 // head_dim, dtype, **sizes)
     check("denoiser_block", given, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [4, 16, 64])
+def test_attention_is_as_near_to_float64_as_pytorch(head_dim, dtype):
+    given = attention_problem(head_dim, head_dim, 64 // head_dim, dtype, samples=9, tokens=50, keys=100)
+    check("cross_attention", given, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,6 +83,8 @@ def test_the_graph_on_another_stream_waits_for_the_call_before():
 
 
 def test_automatic_choice_takes_triton_on_the_device():
+    attention = on_device(attention_problem(3, 16, 4, torch.bfloat16))
+    assert torch.equal(cross_attention(**attention), cross_attention(**attention, backend="triton"))
     given = on_device(network_problem(3, torch.float32, steps=2))
     assert torch.equal(reverse_loop(**given), reverse_loop(**given, backend="triton"))
     assert first_undefined_steps([chain_of(given)]) == [None]

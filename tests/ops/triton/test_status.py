@@ -13,7 +13,7 @@ from rohydr_fast.ops.registry import explain, select
 from rohydr_fast.ops.triton import status
 from tests.ops.inputs import block_inputs, make_chain
 
-OPS = ("denoiser_block", "denoiser", "diffusion_loss", "reverse_loop")
+OPS = ("cross_attention", "denoiser_block", "denoiser", "diffusion_loss", "reverse_loop")
 INTERPRETED = "on the CPU they can be interpreted, for tests, where TRITON_INTERPRET=1 is set before Python starts"
 
 
@@ -66,9 +66,11 @@ CANNOT = [
 ]
 
 
+REFUSED = [(op, *case) for op in OPS for case in CANNOT if op != "cross_attention" or "width" not in case[0]]
+
+
 @pytest.mark.usefixtures("with_device")
-@pytest.mark.parametrize(("facts", "words"), CANNOT, ids=lambda value: str(value).split(",")[0])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "facts", "words"), REFUSED, ids=lambda value: str(value).split(",")[0])
 def test_what_it_cannot_do_is_refused_with_the_reason(op, facts, words):
     facts = {"device": "cuda", **facts}
     with pytest.raises(BackendUnavailable, match=f"which is not: the Triton kernels {words}"):
@@ -77,10 +79,15 @@ def test_what_it_cannot_do_is_refused_with_the_reason(op, facts, words):
 
 
 @pytest.mark.usefixtures("with_device")
-@pytest.mark.parametrize("op", ["cross_attention", "philox"])
-def test_other_operations_have_no_kernel(op):
-    assert reason(op)[0] is False and "has no Triton kernel of this operation" in reason(op)[1]
-    assert select(op, device="cuda") != "triton"
+def test_attention_alone_has_no_limit_of_width():
+    facts = dict(device="cuda", dtype=torch.float32, width=1024, head_dims=(64,))
+    assert select("cross_attention", **facts) == select("cross_attention", "triton", **facts) == "triton"
+
+
+@pytest.mark.usefixtures("with_device")
+def test_the_noise_has_no_kernel():
+    assert reason("philox")[0] is False and "has no Triton kernel of this operation" in reason("philox")[1]
+    assert select("philox", device="cuda") != "triton"
 
 
 @pytest.mark.usefixtures("with_device")

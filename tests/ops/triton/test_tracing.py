@@ -135,6 +135,29 @@ def test_a_block_and_its_gradients_are_single_kernels_in_one_graph_each(dynamic)
 
 
 @pytest.mark.usefixtures("as_on_a_device", "one_thread")
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("wanted", ["q", "qkv"])
+def test_attention_and_the_gradients_that_are_wanted_are_single_kernels(wanted, dynamic):
+    from rohydr_fast.ops.cross_attention import cross_attention
+    from tests.ops.inputs import attention_inputs
+
+    given, graphs = attention_inputs(batch=3, tokens=5, keys=7), Graphs()
+    for name in wanted:
+        given[name].requires_grad_()
+
+    def call(q, k, v, key_mask):
+        return cross_attention(q, k, v, num_heads=4, key_mask=key_mask, backend="triton").sum()
+
+    run = torch.compile(call, fullgraph=True, backend=graphs.backend, dynamic=dynamic)
+    run(*(given[name] for name in ("q", "k", "v", "key_mask"))).backward()
+    backward = {"attention_bwd_query_kernel": 1} | ({"attention_bwd_key_kernel": 1} if wanted == "qkv" else {})
+    assert graphs.kernels() == [{"attention_fwd_kernel": 1}, backward]
+    assert all(given[name].grad.shape == given[name].shape for name in wanted)
+    for name, written in (launch for launches in graphs.launches() for launch in launches):
+        assert written and written <= WRITTEN[name], (name, written)
+
+
+@pytest.mark.usefixtures("as_on_a_device", "one_thread")
 def test_a_chain_is_one_graph():
     from rohydr_fast.ops.reverse_loop import reverse_loops
     from tests.ops.inputs import LAYERS, make_chain

@@ -39,6 +39,15 @@ def block_problem(seed: int, head_dim: int, heads: int, dtype: torch.dtype, **si
     )
 
 
+def attention_problem(seed: int, head_dim: int, heads: int, dtype: torch.dtype, **sizes) -> dict:
+    """Keywords of `cross_attention`: numbers that `dtype` holds, odd sizes, a mask with holes or none."""
+    draw = Drawer(seed, 1.0)
+    samples, tokens, keys = (sizes.get(name, size) for name, size in (("samples", 3), ("tokens", 7), ("keys", 5)))
+    width = head_dim * heads
+    q, k, v = (draw.normal(samples, count, width) for count in (tokens, keys, keys))
+    return rounded({"q": q, "k": k, "v": v, "num_heads": heads, "key_mask": draw.mask(samples, keys)}, dtype)
+
+
 def network_problem(seed: int, dtype: torch.dtype, *, steps: int | None = None, **sizes) -> dict:
     """Keywords of `denoiser`, or with `steps` of `reverse_loop`; W = 16, two heads, two blocks."""
     draw = Drawer(seed, 1.0)
@@ -93,7 +102,7 @@ def check(operation: str, arguments: dict, dtype: torch.dtype, device: str = "cp
     found = numbers(operation, arguments, asked, dtype, device, backend="triton")
     own = errors(numbers(operation, arguments, way, dtype, backend="reference"), exact)
     for seed in range(1, NEIGHBOURS + 1):
-        kind = "denoiser_block" if operation == "denoiser_block" else "reverse_loop"
+        kind = "reverse_loop" if operation == "denoiser" else operation
         other = rounded(neighbour(kind, arguments, seed), dtype)
         near = moved(way.float(), Order(seed, arguments["num_heads"])).to(dtype)
         truth = numbers(operation, other, near, torch.float64, backend="reference")

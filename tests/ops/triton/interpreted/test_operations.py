@@ -12,7 +12,7 @@ from rohydr_fast.ops.triton import operations  # noqa: F401  registers them
 from rohydr_fast.ops.triton.device import INTERPRETED, gelu, gelu_slope, narrow, product
 from tests.ops.gradient_cases import with_leaves
 
-from .rule import block_problem
+from .rule import attention_problem, block_problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPS = torch.ops.rohydr_fast
@@ -25,6 +25,12 @@ def block_arguments(dtype=torch.float32) -> list:
     return [given["x"], given["modulation"], given["cond_kv"], list(given["weights"]), 1, *masks, True]
 
 
+def attention_arguments() -> list:
+    given, _ = with_leaves(attention_problem(2, 8, 2, torch.float32, tokens=3, keys=2), torch.float32)
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    return [given["q"], given["k"], given["v"], 2, mask]
+
+
 def embedding_arguments() -> list:
     return [torch.randn(*shape, requires_grad=True) for shape in ((2, 3, 5), (16, 5), (16,), (3, 16))]
 
@@ -33,7 +39,12 @@ def head_arguments() -> list:
     return [torch.randn(*shape, requires_grad=True) for shape in ((2, 3, 16), (1, 2, 16), (6, 16), (6,))]
 
 
-CALLS = {"triton_block": block_arguments, "triton_embedding": embedding_arguments, "triton_head": head_arguments}
+CALLS = {
+    "triton_block": block_arguments,
+    "triton_attention": attention_arguments,
+    "triton_embedding": embedding_arguments,
+    "triton_head": head_arguments,
+}
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -60,7 +71,7 @@ def test_how_inputs_lie_in_memory_changes_no_bit(op):
     arguments = CALLS[op]()
     with torch.no_grad():
         first, other = getattr(OPS, op)(*flipped(arguments)), getattr(OPS, op)(*spread(arguments))
-    pairs = zip(first, other, strict=True) if isinstance(first, list) else [(first, other)]
+    pairs = zip(first, other, strict=True) if isinstance(first, list | tuple) else [(first, other)]
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -92,7 +103,7 @@ def test_the_compiler_traces_the_call_and_its_gradients():
 
 def test_on_the_cpu_it_runs_only_by_name():
     assert INTERPRETED.value
-    for op in ("denoiser_block", "denoiser", "diffusion_loss", "reverse_loop"):
+    for op in ("cross_attention", "denoiser_block", "denoiser", "diffusion_loss", "reverse_loop"):
         assert select(op) != "triton" and select(op, device="cpu", dtype="bfloat16") == "reference"
         assert select(op, "triton", device="cpu", dtype="bfloat16", needs_grad=True) == "triton"
         (row,) = (row for row in explain(op) if row[0] == "triton")
