@@ -45,6 +45,9 @@ struct ArenaLayout {
   }
 };
 
+// Tiles of keys, and of values, that are read at a time, whether they are followed by others or not.
+constexpr int kReadAhead = 2;
+
 // Byte offsets in the scratch memory.
 struct ScratchLayout {
   std::int64_t weights, biases, condition, counts, bytes;

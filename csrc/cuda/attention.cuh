@@ -8,7 +8,6 @@
 
 namespace rohydr {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr std::uint32_t kOnes = 0x3F803F80;  // twice 1 in bfloat16: the sum of weights is one more column of P V
 
 // Keys and values in shared memory, as the projection left them: rows of keys, `values` columns further on the values.
@@ -43,9 +42,11 @@ class FragmentReader {
     ptx::ldmatrix_x4_trans(b, values_ + n * step_ + c * kTile);
     return make_uint4(b[0], b[1], b[2], b[3]);
   }
+  __device__ void advance_keys(int tiles) { keys_ += tiles * step_; }
+  __device__ void advance_values(int tiles) { values_ += tiles * step_; }
   __device__ void advance(int tiles) {
-    keys_ += tiles * step_;
-    values_ += tiles * step_;
+    advance_keys(tiles);
+    advance_values(tiles);
   }
 
  private:
@@ -62,9 +63,11 @@ class PackedReader {
 
   __device__ uint4 key(int n, int c) const { return ptx::load_16(keys_ + n * step_ + c * 32); }
   __device__ uint4 value(int n, int c) const { return ptx::load_16(values_ + n * step_ + c * 32); }
+  __device__ void advance_keys(int tiles) { keys_ += tiles * step_; }
+  __device__ void advance_values(int tiles) { values_ += tiles * step_; }
   __device__ void advance(int tiles) {
-    keys_ += tiles * step_;
-    values_ += tiles * step_;
+    advance_keys(tiles);
+    advance_values(tiles);
   }
 
  private:

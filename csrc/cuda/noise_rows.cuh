@@ -8,11 +8,12 @@
 
 namespace rohydr {
 
-// z (rows, C) of rows begin, begin + 1, ... (end excluded), by the tokens that they are. Threads share them: each takes
-// every `stride`-th block of four numbers from `first` on; a block may belong to two rows.
+// z (rows, C), row_stride numbers apart, of rows begin, begin + 1, ... (end excluded), by the tokens that they are.
+// Threads share them: each takes every `stride`-th block of four numbers from `first` on; a block may belong to two
+// rows.
 __device__ inline void draw_rows(const PhiloxRequest& noise, std::int64_t id, const int* token, int begin_row, int end,
-                                 int channels, float* z, int first, int stride) {
-  const int most = (channels + 6) / 4;  // blocks that a row can touch
+                                 int channels, float* z, int row_stride, int first, int stride) {
+  const int most = channels % 4 == 0 ? channels / 4 : (channels + 6) / 4;  // blocks that a row can touch
 #pragma unroll 1
   for (int i = first; i < (end - begin_row) * most; i += stride) {
     const int row = begin_row + i / most;
@@ -23,7 +24,7 @@ __device__ inline void draw_rows(const PhiloxRequest& noise, std::int64_t id, co
     normal_block(philox_block(noise, id, block), normals);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (channel + e >= 0 && channel + e < channels) z[row * channels + channel + e] = normals[e];
+      if (channel + e >= 0 && channel + e < channels) z[row * row_stride + channel + e] = normals[e];
     }
   }
 }

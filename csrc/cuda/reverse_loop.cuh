@@ -58,7 +58,7 @@ struct Loop {
     PhiloxRequest noise = m.noise;
     noise.step = static_cast<std::uint32_t>(step);
     draw_rows(noise, m.noise.sample_ids[sample], token(), 0, net.rows, m.channels, reinterpret_cast<float*>(net.wide()),
-              ptx::thread_index(), static_cast<int>(blockDim.x));
+              m.channels, ptx::thread_index(), static_cast<int>(blockDim.x));
   }
 
   // x_{t-1} = c_x x_t + c_p prediction + sigma z.
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kMaxPairs<E, W> * 32 * Columns<W>::kWarps, 1)
   for (int step = m.steps; step >= 1; --step) {
     ArenaReader weights(m.weights, m.biases);
     if (step <= m.kept_steps) {
-      keep_state(m.states, step, m.samples, sample, m.tokens, m.channels, loop.state(), loop.token(), net.rows);
+      keep_state(m.states, step, m.samples, sample, m.tokens, m.channels, loop.state(), m.channels, loop.token(),
+                 net.rows);
     }
     loop.show_state();
     __syncthreads();

@@ -145,7 +145,7 @@ struct StepGradient : BlockGradient<E, W> {
     noise.step = static_cast<std::uint32_t>(step);
     if (step > 1) {
       draw_rows(noise, noise.sample_ids[this->number()], this->token(), 0, rows, channels(),
-                reinterpret_cast<float*>(wide()), ptx::thread_index(), static_cast<int>(blockDim.x));
+                reinterpret_cast<float*>(wide()), channels(), ptx::thread_index(), static_cast<int>(blockDim.x));
     }
     __syncthreads();  // narrow and z are whole
     update_backward(step);

@@ -14,10 +14,10 @@ constexpr float kLeastSum = 0x1p-100f, kMostSum = 0x1p100f;
 // The scores of this thread's rows with keys of a tile: [j][i] of key 8 j + 2 (lane % 4) + i % 2.
 template <int KC>
 __device__ void scores(float (&s)[2][4], const std::uint32_t (*q)[4], const uint4* keys) {
+  ptx::mma_bf16_first(s[0], q[0], keys[0].x, keys[0].y);
+  ptx::mma_bf16_first(s[1], q[0], keys[0].z, keys[0].w);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) s[i / 4][i % 4] = 0.0f;
-#pragma unroll
-  for (int c = 0; c < KC; ++c) {
+  for (int c = 1; c < KC; ++c) {
     ptx::mma_bf16(s[0], q[c], keys[c].x, keys[c].y);
     ptx::mma_bf16(s[1], q[c], keys[c].z, keys[c].w);
   }
@@ -42,66 +42,64 @@ __device__ inline void weights_of(std::uint32_t (&p)[4], const float (&s)[2][4],
   }
 }
 
-// Keys and values of a tile of keys, of T tiles of channels, as operands.
-template <int T>
-struct KeyTile {
-  uint4 key[T], value[T];
-
-  template <class Reader>
-  __device__ void load(const Reader& reader, int n) {
-#pragma unroll
-    for (int c = 0; c < T; ++c) key[c] = reader.key(n, c);
-#pragma unroll
-    for (int c = 0; c < T; ++c) value[c] = reader.value(n, c);
-  }
-};
-
-// All heads of KC tiles of channels each, that T tiles hold. `reader` stands at their first.
-template <int T, int KC>
+// All heads of KC tiles of channels each, that T tiles hold. `reader` stands at their first. Of few heads two tiles of
+// keys are taken together: their products do not wait for each other.
+template <int T, int KC, class Reader>
 struct Heads {
-  static constexpr int kHeads = T / KC;
-  float out[2 * T][4] = {}, sum[kHeads][4] = {};
+  static constexpr int kHeads = T / KC, kTogether = T <= 2 ? kReadAhead : 1;
 
-  // A tile of which `count` keys exist.
-  template <bool kCut>
-  __device__ void add(const std::uint32_t (&q)[T][4], const KeyTile<T>& tile, int count, int lane) {
-    float s[kHeads][2][4];
+  Reader reader;
+  float out[2 * T][4] = {}, sum[kHeads][4] = {};
+  uint4 key[kTogether][T], value[kTogether][T];  // of the next tiles of keys, as operands
+
+  __device__ explicit Heads(const Reader& reader) : reader(reader) {}
+
+  __device__ void load_keys() {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) scores<KC>(s[h], q + h * KC, tile.key + h * KC);
+    for (int i = 0; i < kTogether * T; ++i) key[i / T][i % T] = reader.key(i / T, i % T);
+    reader.advance_keys(kTogether);
+  }
+  __device__ void load_values() {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      if (kCut) cut(s[h], count, lane);
+    for (int i = 0; i < kTogether * T; ++i) value[i / T][i % T] = reader.value(i / T, i % T);
+    reader.advance_values(kTogether);
+  }
+
+  // kCount tiles that are there; the next ones are on their way after it. Or the last, of which `count` keys exist.
+  template <int kCount, bool kLast>
+  __device__ void add(const std::uint32_t (&q)[T][4], int count, int lane) {
+    float s[kCount][kHeads][2][4];
+#pragma unroll
+    for (int i = 0; i < kCount * kHeads; ++i) {
+      const int n = i / kHeads, h = i % kHeads;
+      scores<KC>(s[n][h], q + h * KC, key[n] + h * KC);
+    }
+    if (!kLast) load_keys();
+#pragma unroll
+    for (int i = 0; i < kCount * kHeads; ++i) {
+      const int n = i / kHeads, h = i % kHeads;
+      if (kLast && n == kCount - 1) cut(s[n][h], count, lane);
       std::uint32_t p[4];
-      weights_of(p, s[h]);
+      weights_of(p, s[n][h]);
       ptx::mma_bf16(sum[h], p, kOnes, kOnes);
 #pragma unroll
       for (int c = h * KC; c < (h + 1) * KC; ++c) {
-        ptx::mma_bf16(out[2 * c], p, tile.value[c].x, tile.value[c].y);
-        ptx::mma_bf16(out[2 * c + 1], p, tile.value[c].z, tile.value[c].w);
+        ptx::mma_bf16(out[2 * c], p, value[n][c].x, value[n][c].y);
+        ptx::mma_bf16(out[2 * c + 1], p, value[n][c].z, value[n][c].w);
       }
     }
+    if (!kLast) load_values();
   }
 
-  // With kAhead the next tile is under way while one is used, in other registers.
-  template <bool kAhead, class Reader>
-  __device__ void run(const std::uint32_t (&q)[T][4], const Reader& reader, int count, int lane) {
-    KeyTile<T> even, odd;
-    even.load(reader, 0);
-    const int last = (count - 1) / kTile, rest = count - last * kTile;
-    int n = 0;
+  __device__ void run(const std::uint32_t (&q)[T][4], int count, int lane) {
+    load_keys();
+    load_values();
 #pragma unroll 1
-    for (; n + (kAhead ? 2 : 1) <= last; n += kAhead ? 2 : 1) {
-      if (kAhead) odd.load(reader, n + 1);
-      add<false>(q, even, kTile, lane);
-      even.load(reader, n + (kAhead ? 2 : 1));
-      if (kAhead) add<false>(q, odd, kTile, lane);
-    }
-    if (kAhead && n < last) {
-      odd.load(reader, last);
-      add<false>(q, even, kTile, lane);
-      add<true>(q, odd, rest, lane);
+    for (; count > kTogether * kTile; count -= kTogether * kTile) add<kTogether, false>(q, kTile, lane);
+    if (kTogether == 1 || count <= kTile) {
+      add<1, true>(q, count, lane);
     } else {
-      add<true>(q, even, rest, lane);
+      add<kTogether, true>(q, count - kTile, lane);
     }
   }
 
@@ -193,12 +191,12 @@ __device__ void attend_small_heads(std::uint32_t (&o)[T][4], const std::uint32_t
   }
 }
 
-// Heads of 16 KC channels in T tiles; kAhead takes 8 T registers more.
-template <int T, int KC, bool kAhead, class Reader>
+// Heads of 16 KC channels in T tiles.
+template <int T, int KC, class Reader>
 __device__ void attend_heads(std::uint32_t (&o)[T][4], const std::uint32_t (&q)[T][4], const Reader& reader, int count,
                              int lane) {
-  Heads<T, KC> heads;
-  heads.template run<kAhead>(q, reader, count, lane);
+  Heads<T, KC, Reader> heads(reader);
+  heads.run(q, count, lane);
   if (__ballot_sync(kFullWarp, heads.in_range()) == kFullWarp) {
 #pragma unroll
     for (int h = 0; h < T / KC; ++h) {

@@ -24,8 +24,11 @@ StreamLayout<W> stream_of(const CudaLoopModality& m) {
 template <int W>
 ScratchLayout row_scratch(const CudaLoopModality& m) {
   const StreamLayout<W> layout = stream_of<W>(m);
-  return {layout.pieces(), layout.biases(), ArenaLayout(W, 16, 16, 0, 2).condition_pieces(m.keys) * m.layers,
-          m.samples};
+  constexpr int kTilePieces = W / kTile * 32;  // of keys
+  ScratchLayout scratch{layout.pieces(), layout.biases(),
+                        ArenaLayout(W, 16, 16, 0, 2).condition_pieces(m.keys) * m.layers, m.samples};
+  scratch.bytes += kReadAhead * 16 * kTilePieces;
+  return scratch;
 }
 
 template <int W>
@@ -99,14 +102,21 @@ int tokens_of(const CudaLoopRequest& r) {
   return tokens;
 }
 
-// Warps of a tile of rows. Two halve the work of each, but pass operands and moments through shared memory: worth it
-// for 128 columns, which are too many for the registers of one, and for many small heads. 0: no kernel here takes it.
+int multiprocessors(int device) {
+  int count = 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
+}
+
+// Warps of a tile of rows. Two halve the time of a sample; where there are more samples than multiprocessors, two
+// blocks on each, with one warp a tile, are faster. No bit depends on it. 0: no kernel here takes it.
 template <int W>
 int split_of(const CudaLoopRequest& r) {
   static_assert(kRowTokens == kTile * kRowTilesMax<W, 2>, "as the host knows it");
-  const bool many = tokens_of(r) > kRowTokens;
+  const bool many = tokens_of(r) > kRowTokens, halves = W / r.heads <= W / 2;
   if (W == 128) return many ? 0 : 2;
-  return W == 32 && W / r.heads < kTile && !many ? 2 : 1;
+  std::int64_t samples = 0;
+  for (int i = 0; i < r.count; ++i) samples += r.modalities[i].samples;
+  return many || !halves || (W == 64 && samples > multiprocessors(r.device)) ? 1 : 2;
 }
 
 template <int W, int kSplit>
@@ -123,9 +133,7 @@ int row_shared_bytes(const CudaLoopRequest& r) {
 // use.run<kSplit>(), and what an instance of W can't be is not compiled.
 template <int W, class Use>
 int for_split(const CudaLoopRequest& r, const Use& use) {
-  if constexpr (W != 64) {
-    if (split_of<W>(r) == 2) return use.template run<2>();
-  }
+  if (split_of<W>(r) == 2) return use.template run<2>();
   if constexpr (W == 128) {
     return use.many();
   } else {
@@ -137,7 +145,7 @@ template <int W, int kSplit>
 int launch_split(const CudaLoopRequest& r, const LoopParameters& parameters, std::int64_t samples, int tokens) {
   const dim3 grid(static_cast<unsigned>(samples));
   const int threads = (tokens + kTile - 1) / kTile * kSplit * 32;
-  const dim3 block(static_cast<unsigned>(std::max(threads, kRowThreadsMin)));
+  const dim3 block(static_cast<unsigned>(std::max(threads, WeightStream<W, kSplit>::kThreads)));
   const std::size_t bytes = row_shared_bytes<W, kSplit>(r);
   const int size = W / r.heads;
   if constexpr (W / kSplit >= 64) {
@@ -146,7 +154,7 @@ int launch_split(const CudaLoopRequest& r, const LoopParameters& parameters, std
   if constexpr (W / kSplit >= 32) {
     if (size == 32) return ROHYDR_LAUNCH((row_loop_kernel<W, 2, kSplit>), grid, block, bytes, r.stream, parameters);
   }
-  if constexpr (W != 32 || kSplit == 1) {
+  if constexpr (W / kSplit >= 16) {
     if (size == 16) return ROHYDR_LAUNCH((row_loop_kernel<W, 1, kSplit>), grid, block, bytes, r.stream, parameters);
   }
   return ROHYDR_LAUNCH((row_loop_kernel<W, 0, kSplit>), grid, block, bytes, r.stream, parameters);

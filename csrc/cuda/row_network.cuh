@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The network of Eq. 2 in bfloat16, where a warp owns 16 rows. The residual stream stays in its registers as the
-// accumulators of mma.m16n8k16, [j][i] with columns 8 j + 2 (lane % 4) + i % 2 of rows lane / 4 and, for i = 2, 3, the
-// row 8 below; packed to bfloat16 two such tiles are the operand of the next product. Only keys and values of
-// self-attention are seen by other warps.
+// The network of Eq. 2 in bfloat16, where one warp or two own 16 rows. What a product gives stays in their registers as
+// the accumulators of mma.m16n8k16, [j][i] with columns 8 j + 2 (lane % 4) + i % 2 of rows lane / 4 and, for i = 2, 3,
+// the row 8 below; packed to bfloat16 two such tiles are the operand of the next product.
 #pragma once
 
 #include "row_attention.cuh"
+#include "row_place.cuh"
 #include "weight_stream.cuh"
 
 namespace rohydr {
@@ -23,16 +23,22 @@ __device__ void start(float (&acc)[J][4], const float* bias) {
   }
 }
 
-// acc += A B' of kTiles tiles of 16 columns, where a tile of depth has kAll; `piece` is this lane's first.
-template <int kTiles, int kAll, int kDepth>
+// acc += A B' of kTiles tiles of 16 columns, where a tile of depth has kAll; `piece` is this lane's first. With kFirst
+// acc = A B'.
+template <int kTiles, int kAll, bool kFirst = false, int kDepth>
 __device__ void multiply(float (&acc)[2 * kTiles][4], const std::uint32_t (&a)[kDepth][4], const uint4* piece) {
 #pragma unroll
   for (int k = 0; k < kDepth; ++k) {
 #pragma unroll
     for (int c = 0; c < kTiles; ++c) {
       const uint4 b = piece[(k * kAll + c) * 32];
-      ptx::mma_bf16(acc[2 * c], a[k], b.x, b.y);
-      ptx::mma_bf16(acc[2 * c + 1], a[k], b.z, b.w);
+      if (kFirst && k == 0) {
+        ptx::mma_bf16_first(acc[2 * c], a[k], b.x, b.y);
+        ptx::mma_bf16_first(acc[2 * c + 1], a[k], b.z, b.w);
+      } else {
+        ptx::mma_bf16(acc[2 * c], a[k], b.x, b.y);
+        ptx::mma_bf16(acc[2 * c + 1], a[k], b.z, b.w);
+      }
     }
   }
 }
@@ -42,182 +48,124 @@ __device__ inline float twice_gelu(float x) {
   return fmaf(x, ptx::tanh_approx(x * fmaf(x * x, kGeluCubic, kGeluFactor)), x);
 }
 
-// Where this thread's numbers lie. Each part asks anew, so that the compiler does not keep the addresses of all parts
-// in registers at once.
-template <int kSplit>
-struct RowPlace {
-  int tile, part, lane;  // of rows, of their columns
-
-  __device__ RowPlace() {
-    const int thread = ptx::thread_index(), warp = thread / 32;
-    tile = warp / kSplit;
-    part = warp % kSplit;
-    lane = thread % 32;
-  }
-
-  __device__ int row(int half) const { return kTile * tile + 8 * half + lane / 4; }
-  __device__ int column() const { return lane % 4 * 2; }
-};
-
-// A block's shared memory for `rows` rows, a multiple of 16, in bytes from `start`.
-template <int W, int kSplit>
-struct RowShared {
-  static constexpr int kKeyStride = 2 * W + 8, kStride = W + 8;  // bfloat16 numbers: the next row in other banks
-
-  int rows, start;
-
-  RH_HOST_DEVICE int keys() const { return start; }  // (rows, kKeyStride) of self-attention: keys, then values
-  RH_HOST_DEVICE int operand() const { return keys() + rows * kKeyStride * 2; }          // two of (rows, kStride)
-  RH_HOST_DEVICE int moments() const { return operand() + 2 * rows * kStride * 2; }      // (rows, kSplit, 2)
-  RH_HOST_DEVICE int end() const { return moments() + rows * kSplit * 2 * 4; }
-};
-
-// Heads of 16 KC channels, where KC is 0 of `head_size`. Each of kSplit warps of a tile of rows has W / kSplit columns
-// of the residual stream and of what each product gives; LayerNorm's moments and operands pass through shared memory.
+// Heads of 16 KC channels, where KC is 0 of RowCounts::head_size. Two warps of a tile of rows (kSplit) have each half
+// of the heads and of the hidden layer, for all 16 rows; and 8 of the rows of the residual stream and of LayerNorm.
+// Parts of sums, and operands, go from one to the other through shared memory. One warp has everything, and the same
+// bits.
 template <int W, int KC, int kSplit>
 struct RowNetwork {
   using S = Slot<W>;
-  using Place = RowPlace<kSplit>;
+  using Place = RowPlace<W, kSplit>;
   using Shared = RowShared<W, kSplit>;
   static constexpr int kTiles = W / kTile, kOwn = kTiles / kSplit;  // tiles of 16 columns, and those of this warp
   static constexpr int kSlotTiles = S::kColumns / kTile;
   static constexpr int kVisited = kOwn < kSlotTiles ? kOwn : kSlotTiles;  // of a slot, by this warp
-  static constexpr int kHidden = kSlotTiles / kSplit;
-  static_assert(kOwn >= KC && kOwn >= 1 && kHidden >= 1, "whole heads, and something for each warp");
+  static constexpr int kMine = kParts / kSplit, kPart = kTiles / kParts;  // parts of this warp, and a part's tiles
+  static constexpr int kHidden = kSlotTiles / kParts;                     // of the hidden layer, in a slot
+  static constexpr int kRows = 2 / kSplit;                                // of the residual stream, in a thread
+  static_assert(kOwn >= KC && kPart >= 1 && kHidden >= 1 && kSplit <= 2, "whole heads, and something for each warp");
   // Tiles of which heads are computed together: more would not fit the registers.
   static constexpr int kTogether = KC == 4 ? 4 : W == 64 || kOwn < 2 ? kOwn : 2;
 
-  using Stream = float[2 * kOwn][4];            // this warp's part of the residual stream
-  using Mine = std::uint32_t[kOwn][4];          // of an operand
-  using Whole = std::uint32_t[kTiles][4];
+  using Stream = float[2 * kTiles][2 * kRows];  // the residual stream: of the rows that this warp has
+  using Sum = float[2 * kTiles][4];
+  using Sums = Sum[kMine];
+  using Whole = std::uint32_t[kTiles][4];  // of an operand
+  using Mine = std::uint32_t[kOwn][4];     // the columns of this warp's heads
 
   Shared shared;
+  Place place;
   int rows;  // that exist
-  int head_size;
-  int turn = 0;  // of the two places for operands
 
   template <class T>
   static __device__ T* at(int offset) {
     ROHYDR_SHARED(memory);
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ bool active() const { return kTile * Place().tile < rows; }
-  // What this warp's columns start with.
-  static __device__ int first_column() { return Place().part * kOwn * kTile; }
+  static __device__ const RowCounts& counts() { return *at<RowCounts>(StreamMemory<W>::kCounts); }
+  __device__ bool active() const { return kTile * place.tile < rows; }
 
-  // LayerNorm without affine, then (1 + scale) x + shift; `shift` and `scale` at this thread's first column.
-  __device__ void normalise(Mine& a, const Stream& x, const float* shift, const float* scale) const {
-    float mean[2], inverse[2];
-    const bool here = active();
-    if (here) own_moments(mean, inverse, x);
-    if (kSplit > 1) {
-      float2* const moments = at<float2>(shared.moments());
-      const Place place;
-      if (here && place.lane % 4 == 0) {
+  // LayerNorm without affine, then (1 + scale) x + shift, as an operand; `shift` and `scale` at this thread's first
+  // column. All threads of the block.
+  __device__ void normalise(Whole& a, const Stream& x, const float* shift, const float* scale) const {
+    if constexpr (kSplit == 1) {
+      std::uint32_t words[2 * kTiles][kRows];
+      if (active()) normalise_rows(words, x, shift, scale);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) moments[place.row(h) * kSplit + place.part] = make_float2(mean[h], inverse[h]);
-      }
+      for (int i = 0; i < 4 * kTiles; ++i) a[i / 4][i % 4] = words[i / 4 * 2 + i % 4 / 2][i % 2];
+    } else {
+      show_normalised(x, shift, scale);
       __syncthreads();
-      if (here) {
+      if (active()) take_operand(a);
+    }
+  }
+
+  // The same by way of shared memory; between the two a barrier is needed.
+  __device__ void show_normalised(const Stream& x, const float* shift, const float* scale) const {
+    if (!active()) return;
+    std::uint32_t words[2 * kTiles][kRows];
+    normalise_rows(words, x, shift, scale);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) merge(mean[h], inverse[h], moments + place.row(h) * kSplit);
+    for (int h = 0; h < kRows; ++h) {
+      Bf16* const to = at<Bf16>(shared.operand()) + place.row(kRows == 1 ? place.half() : h) * Shared::kStride;
+#pragma unroll
+      for (int j = 0; j < 2 * kTiles; ++j) {
+        *reinterpret_cast<std::uint32_t*>(to + place.column() + 8 * j) = words[j][h];
       }
     }
-    if (!here) return;
+  }
+  __device__ void take_operand(Whole& a) const {
+    const Bf16* const from =
+        at<Bf16>(shared.operand()) + (kTile * place.tile + place.lane() % 16) * Shared::kStride + place.lane() / 16 * 8;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      inverse[h] = rsqrtf(fmaf(inverse[h], 1.0f / W, kLayerNormEps));
+    for (int k = 0; k < kTiles; ++k) ptx::ldmatrix_x4(a[k], from + k * kTile);
+  }
+
+  static __device__ void normalise_rows(std::uint32_t (&words)[2 * kTiles][kRows], const Stream& x, const float* shift,
+                                        const float* scale) {
+    float sum[kRows][4] = {}, square[kRows][4] = {}, mean[kRows], inverse[kRows];  // several short chains
+#pragma unroll
+    for (int i = 0; i < 4 * kTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < kRows; ++h) sum[h][i % 4] += x[i / 2][2 * h + i % 2];
+    }
+#pragma unroll
+    for (int h = 0; h < kRows; ++h) mean[h] = over_lanes(sum[h]) * (1.0f / W);
+#pragma unroll
+    for (int i = 0; i < 4 * kTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < kRows; ++h) {
+        const float d = x[i / 2][2 * h + i % 2] - mean[h];
+        square[h][i % 4] = fmaf(d, d, square[h][i % 4]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kRows; ++h) {
+      inverse[h] = rsqrtf(fmaf(over_lanes(square[h]), 1.0f / W, kLayerNormEps));
       mean[h] *= -inverse[h];
     }
 #pragma unroll
-    for (int j = 0; j < 2 * kOwn; ++j) {
+    for (int j = 0; j < 2 * kTiles; ++j) {
       const float2 add = pair_at(shift + 8 * j), by = pair_at(scale + 8 * j);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
+      for (int h = 0; h < kRows; ++h) {
         const float first = fmaf(x[j][2 * h], inverse[h], mean[h]), second = fmaf(x[j][2 * h + 1], inverse[h], mean[h]);
-        a[j / 2][j % 2 * 2 + h] = ptx::pack_bf16(fmaf(first, 1.0f + by.x, add.x), fmaf(second, 1.0f + by.y, add.y));
+        words[j][h] = ptx::pack_bf16(fmaf(first, 1.0f + by.x, add.x), fmaf(second, 1.0f + by.y, add.y));
       }
     }
   }
-
-  // The mean of this warp's columns, and the sum of squared distances from it, of both rows.
-  static __device__ void own_moments(float (&mean)[2], float (&squares)[2], const Stream& x) {
-    constexpr int kCount = kOwn * kTile;
-    float sum[4] = {}, square[4] = {};  // several short chains
-#pragma unroll
-    for (int i = 0; i < 8 * kOwn; ++i) sum[i % 4] += x[i / 4][i % 4];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) mean[h] = over_lanes(sum[2 * h] + sum[2 * h + 1]) * (1.0f / kCount);
-#pragma unroll
-    for (int i = 0; i < 8 * kOwn; ++i) {
-      const float d = x[i / 4][i % 4] - mean[i / 2 % 2];
-      square[i % 4] = fmaf(d, d, square[i % 4]);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) squares[h] = over_lanes(square[2 * h] + square[2 * h + 1]);
-  }
-  static __device__ float over_lanes(float sum) {
+  static __device__ float over_lanes(const float (&chains)[4]) {
+    float sum = chains[0] + chains[1] + (chains[2] + chains[3]);
     sum += __shfl_xor_sync(kFullWarp, sum, 1);
     return sum + __shfl_xor_sync(kFullWarp, sum, 2);
-  }
-
-  // Those of all columns from those of the parts, which are of the same size (Chan, Golub, LeVeque 1979).
-  static __device__ void merge(float& mean, float& squares, const float2* parts) {
-    constexpr int kCount = kOwn * kTile;
-    float2 part[kSplit];
-    mean = squares = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kSplit; ++p) {
-      part[p] = parts[p];
-      mean = fmaf(part[p].x, 1.0f / kSplit, mean);
-      squares += part[p].y;
-    }
-#pragma unroll
-    for (int p = 0; p < kSplit; ++p) {
-      const float d = part[p].x - mean;
-      squares = fmaf(d * d, static_cast<float>(kCount), squares);
-    }
-  }
-
-  // The operand of a whole row from the parts of its warps; kept only where one warp has all.
-  template <int kMine, int kAll>
-  __device__ void gather(std::uint32_t (&all)[kAll][4], const std::uint32_t (&mine)[kMine][4]) {
-    if constexpr (kMine == kAll) {
-#pragma unroll
-      for (int i = 0; i < 4 * kAll; ++i) all[i / 4][i % 4] = mine[i / 4][i % 4];
-    } else {
-      put(mine);
-      __syncthreads();
-      if (active()) take(all);
-      turn ^= 1;
-    }
-  }
-  __device__ Bf16* operand() const { return at<Bf16>(shared.operand()) + turn * shared.rows * Shared::kStride; }
-  template <int kMine>
-  __device__ void put(const std::uint32_t (&mine)[kMine][4]) const {
-    if (!active()) return;
-    const Place place;
-    Bf16* const to = operand() + place.row(0) * Shared::kStride + place.part * kMine * kTile + place.column();
-#pragma unroll
-    for (int i = 0; i < 4 * kMine; ++i) {
-      const int offset = i % 2 * 8 * Shared::kStride + i / 4 * kTile + i % 4 / 2 * 8;
-      *reinterpret_cast<std::uint32_t*>(to + offset) = mine[i / 4][i % 4];
-    }
-  }
-  template <int kAll>
-  __device__ void take(std::uint32_t (&all)[kAll][4]) const {
-    const Place place;
-    const Bf16* const from =
-        operand() + (kTile * place.tile + place.lane % 16) * Shared::kStride + place.lane / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < kAll; ++k) ptx::ldmatrix_x4(all[k], from + k * kTile);
   }
 
   // This warp's columns of a W' + b, of a (W, W) matrix from slot `slot` on: use(first of 8-column tiles, acc).
   template <class Use>
   __device__ void project(const Whole& a, const uint4* slot, const float* bias, const Use& use) const {
-    const int first = Place().part * kOwn;
+    const int first = place.part * kOwn;
     const uint4* const pieces = slot + first / kSlotTiles * S::kPieces + first % kSlotTiles * 32;
+    bias += first * kTile;
 #pragma unroll
     for (int s = 0; s < kOwn / kVisited; ++s) {
       float acc[2 * kVisited][4];
@@ -229,7 +177,6 @@ struct RowNetwork {
 
   // To keys (part 0) or values (part 1) of these rows.
   __device__ void project_to_keys(const Whole& a, const uint4* slot, const float* bias, int part) const {
-    const Place place;
     project(a, slot, bias, [&](int before, const float (&acc)[2 * kVisited][4]) {
       Bf16* const to = at<Bf16>(shared.keys()) + place.row(0) * Shared::kKeyStride + part * W +
                        place.part * kOwn * kTile + 8 * before + place.column();
@@ -248,36 +195,88 @@ struct RowNetwork {
     });
   }
 
-  // x += gate (a W' + b).
-  __device__ void add_gated(Stream& x, const Whole& a, const uint4* slot, const float* bias, const float* gate) const {
-    project(a, slot, bias, [&](int before, const float (&acc)[2 * kVisited][4]) {
+  // Parts of o W', of o the columns of this warp's heads.
+  __device__ void project_heads(Sums& y, const Mine& o, const uint4* slot) const {
 #pragma unroll
-      for (int j = 0; j < 2 * kVisited; ++j) add(x[before + j], acc[j], pair_at(gate + 8 * (before + j)));
-    });
+    for (int m = 0; m < kMine; ++m) {
+      const uint4* const pieces = slot + (place.part + m) * kPart * kSlotTiles * 32;
+#pragma unroll
+      for (int s = 0; s < kTiles / kSlotTiles; ++s) {
+        auto& columns = reinterpret_cast<float (&)[2 * kSlotTiles][4]>(y[m][2 * kSlotTiles * s]);
+        const auto& mine = reinterpret_cast<const std::uint32_t (&)[kPart][4]>(o[m * kPart]);
+        multiply<kSlotTiles, kSlotTiles, true>(columns, mine, pieces + s * S::kPieces);
+      }
+    }
   }
 
-  static __device__ void add(float (&x)[4], const float (&acc)[4], const float2& gate) {
-    x[0] = fmaf(gate.x, acc[0], x[0]);
-    x[1] = fmaf(gate.y, acc[1], x[1]);
-    x[2] = fmaf(gate.x, acc[2], x[2]);
-    x[3] = fmaf(gate.y, acc[3], x[3]);
+  // A part of a sum as accumulators, those of this lane in tile j of 8 columns 32 j further on.
+  __device__ float4* part_of(int part) const {
+    return at<float4>(shared.parts()) + (place.tile * 2 + part) * 2 * kTiles * 32 + place.lane();
+  }
+  template <int kCount>
+  static __device__ void show(float4* to, const float (&y)[kCount][4]) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) to[32 * j] = make_float4(y[j][0], y[j][1], y[j][2], y[j][3]);
+  }
+  // A warp with both parts adds them, in y[0].
+  __device__ void show_part(Sums& y) const {
+    if constexpr (kSplit > 1) {
+      show(part_of(place.part), y[0]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8 * kTiles; ++i) y[0][i / 4][i % 4] += y[1][i / 4][i % 4];
+    }
+  }
+  // Of a part, the numbers of the row that this thread has.
+  __device__ const float2* row_of(int part) const {
+    return reinterpret_cast<const float2*>(part_of(part)) + place.half();
+  }
+
+  // x is what was shown as part 0.
+  __device__ void take(Stream& x) const {
+    const float2* const from = row_of(0);
+#pragma unroll
+    for (int j = 0; j < 2 * kTiles; ++j) {
+      const float2 a = from[64 * j];
+      x[j][0] = a.x;
+      x[j][1] = a.y;
+    }
+  }
+
+  // x += gate (y + b) with y the sum of the parts, after a barrier.
+  __device__ void add_parts(Stream& x, const Sums& y, const float* bias, const float* gate) const {
+    const float2 *const first = row_of(0), *const second = row_of(1);
+#pragma unroll
+    for (int j = 0; j < 2 * kTiles; ++j) {
+      const float2 by = pair_at(gate + 8 * j), add = pair_at(bias + 8 * j);
+      if constexpr (kSplit == 1) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float sum = y[0][j][i] + (i % 2 == 0 ? add.x : add.y);
+          x[j][i] = fmaf(i % 2 == 0 ? by.x : by.y, sum, x[j][i]);
+        }
+      } else {
+        const float2 a = first[64 * j], b = second[64 * j];
+        x[j][0] = fmaf(by.x, a.x + b.x + add.x, x[j][0]);
+        x[j][1] = fmaf(by.y, a.y + b.y + add.y, x[j][1]);
+      }
+    }
   }
 
   // q becomes the result.
   template <class Keys>
   __device__ void attention(Mine& q, const Keys& from) const {
-    const Place place;
 #pragma unroll
     for (int first = 0; first < kOwn; first += kTogether) {
       std::uint32_t some[kTogether][4], out[kTogether][4] = {};
 #pragma unroll
       for (int i = 0; i < 4 * kTogether; ++i) some[i / 4][i % 4] = q[first + i / 4][i % 4];
       if (from.count > 0) {
-        const auto reader = reader_of(from, place.part * kOwn + first, place.lane);
+        const auto reader = reader_of(from, place.part * kOwn + first, place.lane());
         if constexpr (KC == 0) {
-          attend_small_heads(out, some, reader, from.count, head_size, place.lane);
+          attend_small_heads(out, some, reader, from.count, counts().head_size, place.lane());
         } else {
-          attend_heads<kTogether, KC, W == 64>(out, some, reader, from.count, place.lane);
+          attend_heads<kTogether, KC>(out, some, reader, from.count, place.lane());
         }
       }
 #pragma unroll
@@ -285,48 +284,48 @@ struct RowNetwork {
     }
   }
 
-  // x += gate fc2(gelu(fc1(a))), some columns of the hidden layer at a time.
-  __device__ void add_mlp(Stream& x, const Whole& a, WeightStream<W>& stream, const float* fc1_bias,
-                          const float* fc2_bias, const float* gate, int hidden) {
-    const Place place;
-    Stream y;
-    if (active()) start(y, fc2_bias);
+  // Parts of fc2(gelu(fc1(a))) without fc2's bias, some columns of the hidden layer at a time: the first from `slot`.
+  __device__ void mlp(Sums& y, const Whole& a, WeightStream<W, kSplit>& stream, const uint4* slot,
+                      const float* fc1_bias, bool here) const {
+#pragma unroll
+    for (int i = 0; i < kMine * 8 * kTiles; ++i) y[i / (8 * kTiles)][i / 4 % (2 * kTiles)][i % 4] = 0.0f;
 #pragma unroll 1
-    for (int before = 0; before < hidden; before += S::kColumns) {
-      const uint4* const slot = stream.next();
-      std::uint32_t mine[kHidden][4], h[kSlotTiles][4];
-      if (active()) {
-        const uint4* const pieces = slot + place.part * kHidden * 32;
-        float acc[2 * kHidden][4];
-        start(acc, fc1_bias + before + place.part * kHidden * kTile);
-        multiply<kHidden, kSlotTiles>(acc, a, pieces);
+    for (int before = 0;;) {
+      if (here) {
 #pragma unroll
-        for (int i = 0; i < 8 * kHidden; ++i) acc[i / 4][i % 4] = twice_gelu(acc[i / 4][i % 4]);
+        for (int m = 0; m < kMine; ++m) {
+          const int tile = (place.part + m) * kHidden;
+          float acc[2 * kHidden][4];
+          std::uint32_t h[kHidden][4];
+          start(acc, fc1_bias + before + tile * kTile);
+          multiply<kHidden, kSlotTiles>(acc, a, slot + tile * 32);
 #pragma unroll
-        for (int c = 0; c < kHidden; ++c) pack_tile(mine[c], acc[2 * c], acc[2 * c + 1]);
+          for (int i = 0; i < 8 * kHidden; ++i) acc[i / 4][i % 4] = twice_gelu(acc[i / 4][i % 4]);
+#pragma unroll
+          for (int c = 0; c < kHidden; ++c) pack_tile(h[c], acc[2 * c], acc[2 * c + 1]);
+          multiply<kTiles, kTiles>(y[m], h, slot + S::kPieces + tile * kTiles * 32);
+        }
       }
-      gather(h, mine);
-      if (active()) multiply<kOwn, kTiles>(y, h, slot + S::kPieces + place.part * kOwn * 32);
+      before += S::kColumns;
+      if (before >= stream.layout().hidden) return;
+      slot = stream.next();
     }
-    if (!active()) return;
-#pragma unroll
-    for (int j = 0; j < 2 * kOwn; ++j) add(x[j], y[j], pair_at(gate + 8 * j));
   }
 
-  // A block of the network. `condition`: its keys and values.
-  __device__ void block(Stream& x, WeightStream<W>& stream, const PackedKeys& condition, int hidden, int biases) {
+  // Block `layer` of the network at a step. `condition`: its keys and values.
+  __device__ void block(Stream& x, WeightStream<W, kSplit>& stream, const PackedKeys& condition, int step,
+                        int layer) const {
     constexpr int kMatrix = S::kOfMatrix * S::kPieces;
     constexpr bool kPairs = kSlotsOfGroup > S::kOfMatrix;  // a group holds two matrices, else one
+    static_assert(kPairs != Shared::kOnePlace, "where one place is for all, each matrix has its barrier");
     const bool here = active();
-    Mine mine;
+    Sums y;
     Whole a;
-    const uint4* slot = stream.next();
-    const float* const constants = stream.block_constants() + Place().column();
-    const float* const fc1_bias = constants + 7 * W;
-    const float* const bias = constants + first_column();
-    const float* const modulation = bias + biases;
-    normalise(mine, x, modulation, modulation + W);
-    gather(a, mine);
+    Mine mine;
+    const uint4* slot = stream.next_with_constants(step, layer + 1);
+    const float* const bias = stream.block_constants(layer) + place.column();
+    const float* const modulation = bias + stream.layout().block_biases();
+    normalise(a, x, modulation, modulation + W);
     if (here) project_to_keys(a, slot, bias, 0);
     slot = kPairs ? slot + kMatrix : stream.next();
     if (here) project_to_keys(a, slot, bias + W, 1);
@@ -335,22 +334,30 @@ struct RowNetwork {
       project_to_operand(mine, a, slot, bias + 2 * W);
       attention(mine, SharedKeys<Bf16>{at<Bf16>(shared.keys()), Shared::kKeyStride, W, rows});
     }
-    gather(a, mine);
     slot = kPairs ? slot + kMatrix : stream.next();
-    if (here) add_gated(x, a, slot, bias + 3 * W, modulation + 2 * W);
-    normalise(mine, x, modulation + 3 * W, modulation + 4 * W);
-    gather(a, mine);
+    if (here) {
+      project_heads(y, mine, slot);
+      show_part(y);
+    }
     slot = stream.next();
+    if (here) add_parts(x, y, bias + 3 * W, modulation + 2 * W);
+    normalise(a, x, modulation + 3 * W, modulation + 4 * W);
     if (here) {
       project_to_operand(mine, a, slot, bias + 4 * W);
       attention(mine, condition);
     }
-    gather(a, mine);
     slot = kPairs ? slot + kMatrix : stream.next();
-    if (here) add_gated(x, a, slot, bias + 5 * W, modulation + 5 * W);
-    normalise(mine, x, modulation + 6 * W, modulation + 7 * W);
-    gather(a, mine);
-    add_mlp(x, a, stream, fc1_bias, bias + 6 * W, modulation + 8 * W, hidden);
+    if (here) {
+      project_heads(y, mine, slot);
+      show_part(y);
+    }
+    slot = stream.next();
+    if (here) add_parts(x, y, bias + 5 * W, modulation + 5 * W);
+    normalise(a, x, modulation + 6 * W, modulation + 7 * W);
+    mlp(y, a, stream, slot, bias + 7 * W, here);
+    if (here) show_part(y);
+    if (kSplit > 1) __syncthreads();
+    if (here) add_parts(x, y, bias + 6 * W, modulation + 8 * W);
   }
 };
 

@@ -16,6 +16,7 @@ namespace rohydr {
 
 constexpr int kPairRows = 32;
 constexpr int kTile = 16;  // rows, columns and depth of a tile
+constexpr unsigned kFullWarp = 0xffffffffu;
 
 using Bf16 = __nv_bfloat16;
 

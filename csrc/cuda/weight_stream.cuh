@@ -4,8 +4,11 @@
 // columns of all W channels ("across"), or W columns of kColumns channels ("along"). Two slots are a group.
 #pragma once
 
+#include <utility>
+
 #include "arena.h"
 #include "loop_parameters.cuh"
+#include "row_place.cuh"
 #include "tiles.cuh"
 
 namespace rohydr {
@@ -18,7 +21,6 @@ struct Slot {
 };
 
 constexpr int kSlotsOfGroup = 2, kGroups = 3;
-constexpr int kCopyThreads = 128;  // a block has at least so many
 
 // Slots of a network, and its biases, in order of use. A step has parts: the input layer, the blocks, the output layer;
 // each is a whole number of groups.
@@ -50,115 +52,127 @@ struct StreamLayout {
   RH_HOST_DEVICE int block_constants() const { return block_biases() + 9 * W; }
 };
 
-// Where the stream lies in shared memory, in bytes from its start: the ring, two of (2, W) of the output layer's
-// modulation, two of StreamLayout::block_constants() of a block. Known to the compiler, it takes no registers.
+// Where things lie in shared memory, in bytes from its start: what the block was given, RowCounts, the ring, two of
+// (2, W) of the output layer's modulation, two of StreamLayout::block_constants() of a block. Known to the compiler, it
+// takes no registers.
 template <int W>
 struct StreamMemory {
   static constexpr int kGroupPieces = kSlotsOfGroup * Slot<W>::kPieces;
-  static constexpr int kFinal = 16 * kGroups * kGroupPieces, kBlock = kFinal + 2 * 2 * W * 4;
+  static constexpr int kCounts = round_up_to(sizeof(LoopModality), 16);
+  static constexpr int kRing = round_up_to(kCounts + sizeof(RowCounts), 128);
+  static constexpr int kFinal = kRing + 16 * kGroups * kGroupPieces, kBlock = kFinal + 2 * 2 * W * 4;
 
   RH_HOST_DEVICE static int bytes(const StreamLayout<W>& layout) { return kBlock + 2 * layout.block_constants() * 4; }
 };
 
-// Reads groups in order, for all steps. All threads of the block make the same calls.
-template <int W>
+// Reads groups in order, step after step. All threads of the block make the same calls; the first 128 kSplit copy,
+// which are all where kSplit, the warps of a tile of rows, is 2.
+template <int W, int kSplit>
 class WeightStream {
  public:
-  static constexpr int kGroupPieces = StreamMemory<W>::kGroupPieces;
+  static constexpr int kGroupPieces = StreamMemory<W>::kGroupPieces, kThreads = 128 * kSplit;
 
-  __device__ explicit WeightStream(const LoopModality& m) : m_(m), step_(m.steps) {
-    start_part();
+  __device__ WeightStream() {
+    if (modality().steps == 0) return;
+    start_step();
+    issue_constants(modality().steps, 0);
 #pragma unroll 1
     for (int i = 0; i < kGroups - 1; ++i) issue();
   }
 
   // The next group, this lane's first piece: valid until the next call. A barrier.
   __device__ const uint4* next() {
-    ptx::cp_async_wait<kGroups - 2>();
-    __syncthreads();
+    wait();
     issue();  // into the group that everybody has left
-    const uint4* const group = ring() + reading_ * kGroupPieces + ptx::thread_index() % 32;
-    reading_ = reading_ + 1 < kGroups ? reading_ + 1 : 0;
-    return group;
+    return read();
   }
-  // After the first next() of a block: its biases, then its modulation. Of the output layer: shift, then scale.
-  __device__ const float* block_constants() { return block(block_read_++); }
-  __device__ const float* final_constants(int step) const { return final(step); }
+  // The same, and the constants of a block, or of the output layer for a layer that does not exist, are on their way:
+  // there after two more calls. Those of the same place must not be in use.
+  __device__ const uint4* next_with_constants(int step, int layer) {
+    wait();
+    issue_constants(step, layer);
+    issue();
+    return read();
+  }
+  static __device__ StreamLayout<W> layout() {
+    const LoopModality& m = modality();
+    return {m.hidden, m.channels, m.layers};
+  }
+  // A block's biases, then its modulation.
+  static __device__ const float* block_constants(int layer) {
+    return reinterpret_cast<float*>(shared() + StreamMemory<W>::kBlock) + layer % 2 * layout().block_constants();
+  }
+  // The output layer's shift, then its scale.
+  __device__ static const float* final_constants(int step) {
+    return reinterpret_cast<float*>(shared() + StreamMemory<W>::kFinal) + step % 2 * 2 * W;
+  }
+  // What is still on its way must not outlive the block.
+  __device__ static void finish() { ptx::cp_async_wait<0>(); }
 
  private:
   static __device__ unsigned char* shared() {
     ROHYDR_SHARED(memory);
     return memory;
   }
-  static __device__ uint4* ring() { return reinterpret_cast<uint4*>(shared()); }
-  __device__ float* block(int number) const {
-    return reinterpret_cast<float*>(shared() + StreamMemory<W>::kBlock) + number % 2 * layout().block_constants();
-  }
-  static __device__ float* final(int step) {
-    return reinterpret_cast<float*>(shared() + StreamMemory<W>::kFinal) + step % 2 * 2 * W;
-  }
-  __device__ StreamLayout<W> layout() const { return {m_.hidden, m_.channels, m_.layers}; }
+  static __device__ uint4* ring() { return reinterpret_cast<uint4*>(shared() + StreamMemory<W>::kRing); }
+  static __device__ const LoopModality& modality() { return *reinterpret_cast<LoopModality*>(shared()); }
+  static __device__ bool copies() { return kSplit == 2 || thread_of<W, kSplit>() < kThreads; }
 
-  // Two groups ahead of next().
+  static __device__ void wait() {
+    ptx::cp_async_wait<kGroups - 2>();
+    __syncthreads();
+  }
+  __device__ const uint4* read() {
+    const uint4* const group = ring() + reading_ + thread_of<W, kSplit>() % 32;
+    reading_ = following(reading_);
+    return group;
+  }
+  static __device__ int following(int place) {
+    return place + kGroupPieces < kGroups * kGroupPieces ? place + kGroupPieces : 0;
+  }
+
+  // Two groups ahead of who reads; after the last step it goes on with the first groups, which nobody reads.
   __device__ void issue() {
-    const int thread = ptx::thread_index();
-    if (step_ > 0) {
-      if (thread < kCopyThreads) {
-        const uint4* const from = source_ + thread;
-        uint4* const to = ring() + writing_ * kGroupPieces + thread;
-#pragma unroll
-        for (int i = 0; i < kGroupPieces / kCopyThreads; ++i) {
-          ptx::cp_async_16(to + i * kCopyThreads, from + i * kCopyThreads);
-        }
-      }
-      if (fresh_) issue_constants(thread);
-      fresh_ = false;
-      source_ += kGroupPieces;
-      writing_ = writing_ + 1 < kGroups ? writing_ + 1 : 0;
-      if (--left_ == 0) {
-        if (++part_ > m_.layers + 1) {
-          part_ = 0;
-          --step_;
-        }
-        start_part();
-      }
+    if (copies()) {
+      copy_group(ring() + writing_ + thread_of<W, kSplit>(), source_,
+                 std::make_integer_sequence<int, kGroupPieces / kThreads>{});
     }
     ptx::cp_async_commit();
+    writing_ = following(writing_);
+    source_ += kGroupPieces;
+    if (--left_ == 0) start_step();
+  }
+  __device__ void start_step() {
+    source_ = modality().weights + thread_of<W, kSplit>();
+    left_ = static_cast<int>(layout().step_groups());
+  }
+  template <int... kNumbers>
+  static __device__ void copy_group(uint4* to, const uint4* from, std::integer_sequence<int, kNumbers...>) {
+    (ptx::cp_async_16_at<16 * kThreads * kNumbers>(to, from), ...);
   }
 
-  __device__ void issue_constants(int thread) {
-    const int layer = part_ - 1;
-    if (layer == m_.layers) {
-      const float* const from = m_.final_modulation + static_cast<std::int64_t>(step_ - 1) * 2 * W;
-      copy(final(step_), from, 2 * W, thread);
-    } else if (layer >= 0) {
+  static __device__ void issue_constants(int step, int layer) {
+    if (step == 0) return;  // all are done
+    const LoopModality& m = modality();
+    if (layer < m.layers) {
       const int biases = layout().block_biases();
-      float* const to = block(block_written_++);
-      copy(to, m_.biases + W + layer * biases, biases, thread);
-      const std::int64_t row = static_cast<std::int64_t>(step_ - 1) * m_.layers + layer;
-      copy(to + biases, m_.block_modulation + row * 9 * W, 9 * W, thread);
+      float* const to = const_cast<float*>(block_constants(layer));
+      copy(to, m.biases + W + layer * biases, biases);
+      copy(to + biases, m.block_modulation + (static_cast<std::int64_t>(step - 1) * m.layers + layer) * 9 * W, 9 * W);
+    } else {
+      copy(const_cast<float*>(final_constants(step)), m.final_modulation + static_cast<std::int64_t>(step - 1) * 2 * W,
+           2 * W);
     }
   }
-
-  static __device__ void copy(float* to, const float* from, int count, int thread) {
+  static __device__ void copy(float* to, const float* from, int count) {
+    if (!copies()) return;
 #pragma unroll 1
-    for (int i = 4 * thread; i < count; i += 4 * kCopyThreads) {
-      if (thread < kCopyThreads) ptx::cp_async_16(to + i, from + i);
-    }
+    for (int i = 4 * thread_of<W, kSplit>(); i < count; i += 4 * kThreads) ptx::cp_async_16(to + i, from + i);
   }
 
-  __device__ void start_part() {
-    fresh_ = true;
-    if (part_ == 0) source_ = m_.weights;
-    left_ = part_ == 0 ? layout().in_groups() : part_ <= m_.layers ? layout().block_groups() : layout().out_groups();
-  }
-
-  const LoopModality& m_;
-  const uint4* source_ = nullptr;
-  int step_, part_ = 0, left_ = 0;  // of the next group to issue: its step, its part, and how many the part still has
-  bool fresh_ = true;
-  int writing_ = 0, reading_ = 0;  // groups in the ring
-  int block_written_ = 0, block_read_ = 0;
+  const uint4* source_;            // of what this thread copies of the next group
+  int left_;                       // groups of the step that are not issued yet
+  int writing_ = 0, reading_ = 0;  // in the ring
 };
 
 }  // namespace rohydr

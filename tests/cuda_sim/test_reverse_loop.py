@@ -122,6 +122,14 @@ def test_modalities_in_one_launch_and_samples_alone_have_the_same_bits(bf16):
             assert torch.equal(found[sample : sample + 1], alone)
 
 
+@pytest.mark.parametrize("network", [(64, 4), (64, 2), (64, 8)], ids=str)
+def test_more_samples_than_multiprocessors_have_the_bits_of_few(network):
+    case = make(4, network, bf16=True, samples=133, tokens=20, keys=18, layers=1, channels=5, steps=2)
+    together = reverse_loops.run(case, bf16=True)[0]
+    for some in ([0, 1], [77], [131, 132]):
+        assert torch.equal(together[some], reverse_loops.run(cases.take(case, some), bf16=True)[0])
+
+
 @pytest.mark.parametrize("network", [(128, 8), (32, 8)], ids=str)
 def test_chains_for_another_kernel_in_one_launch_have_the_same_bits(network):
     several = [make(seed, network, bf16=True, samples=1, tokens=(65, 40, 90)[seed]) for seed in range(3)]

@@ -13,8 +13,8 @@ from .ptx.module import Module, Profile, Struct
 from .test_reverse_loop import make
 
 MODALITY = "q6i11QQQqq3I4xQi4x"  # LoopModality of csrc/cuda/loop_parameters.cuh, with its PhiloxRequest
-PROTOTYPE = 8 * 6381
-"""Instructions that the 8 warps of the prototype of this kernel executed in a block of the network and step."""
+PROTOTYPE = 6381
+"""Instructions that each of the 8 warps of this kernel's prototype executed in a block of the network and step."""
 
 
 class Kernel(NamedTuple):
@@ -32,9 +32,9 @@ def kernel_of(case: dict, bf16: bool) -> Kernel:
             "reverse_loop_float32", f"reverse_loop_kernelIfLi{width}", -(-tokens // 32) * 32 * min(4, width // 16)
         )
     size = width // heads
-    split = {32: 2 if size < 16 else 1, 64: 1, 128: 2}[width]
+    split = 2 if heads > 1 and tokens <= 64 else 1
     name = f"row_loop_kernelILi{width}ELi{size // 16}ELi{split}E"
-    return Kernel(f"row_loop_w{width}", name, max(128, -(-tokens // 16) * split * 32))
+    return Kernel(f"row_loop_w{width}", name, split * max(128, -(-tokens // 16) * 32))
 
 
 @functools.cache
@@ -81,11 +81,10 @@ def test_instructions_of_a_block_and_step():
         case = make(2, (64, 4), bf16=True, layers=layers, **sizes) | {"token_mask": None, "key_mask": None}
         case["weights"] = case["weights"]._replace(blocks=tuple(_of_ratio_four(b) for b in case["weights"].blocks))
         counts.append(interpret(case, True)[2])
-    warps = kernel_of(case, True).threads // 32
-    executed = warps * (counts[1].total() - counts[0].total())
-    products = warps * (counts[1]["mma"] - counts[0]["mma"])
-    assert executed <= 0.4 * PROTOTYPE, f"the warps execute {executed:.0f} instructions in a block and step"
-    assert 2300 <= products <= 2500
+    assert kernel_of(case, True).threads == 8 * 32
+    executed = counts[1].total() - counts[0].total()
+    assert executed <= 0.45 * PROTOTYPE, f"a warp executes {executed:.0f} instructions in a block and step"
+    assert 2300 <= 8 * (counts[1]["mma"] - counts[0]["mma"]) <= 2500
 
 
 def _of_ratio_four(block):

@@ -123,6 +123,12 @@ inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b
   }
 }
 
+inline void mma_bf16_first(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
+                           const Location& at = Location::current()) {
+  for (float& sum : d) sum = 0.0f;
+  mma_bf16(d, a, b0, b1, at);
+}
+
 inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
                      const Location& at = Location::current()) {
   const sim::Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
@@ -160,6 +166,11 @@ inline uint4 load_16(const uint4* global) { return *global; }
 inline void cp_async_16(void* shared, const void* global, const Location& at = Location::current()) {
   sim::issue_copy(shared, global, true, at);
 }
+template <int kBytes>
+inline void cp_async_16_at(void* shared, const void* global, const Location& at = Location::current()) {
+  cp_async_16(static_cast<char*>(shared) + kBytes, static_cast<const char*>(global) + kBytes, at);
+}
+
 inline void cp_async_16_or_zero(void* shared, const void* global, bool valid,
                                 const Location& at = Location::current()) {
   sim::issue_copy(shared, global, valid, at);
