@@ -294,6 +294,13 @@ def test_the_report_is_written_whole_after_every_cell(bench, tmp_path):
     assert json.loads((tmp_path / "gpu.json").read_text())["tests"]["failures"] == ["t"]
 
 
+def test_all_tests_that_need_a_device_are_run(bench, repo_root):
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "tests"]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=300)
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert len(collected) > 2 and collected <= set(bench.gpu_setup.test_files())
+
+
 def test_counts_of_tests_are_read_from_a_run_that_was_cut_short(bench):
     text = "tests/a.py::test_one PASSED [ 10%]\ntests/a.py::T::test_two[64, 16] FAILED [ 20%]\ntests/a.py::test_three "
     text += "SKIPPED (no) [ 30%]\ntests/b.py::test_four ERROR [ 40%]\ntests/b.py::test_five"
