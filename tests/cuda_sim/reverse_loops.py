@@ -46,22 +46,35 @@ def gradients(
 ) -> dict[str, torch.Tensor]:
     """Gradients by name, float32, from x_t of the last steps: of that of the first of them ("x"), of the rows of the
     modulation of these steps, of cond_kv, and of all weights as one row."""
+    given, found = gradient_arguments(case, out_gradient, states, bf16=bf16)
+    with simulation().order(order):
+        simulation().call("reverse_loop_backward", *given)
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def gradient_arguments(
+    case: dict, out_gradient: torch.Tensor, states: np.ndarray, *, bf16: bool = False
+) -> tuple[list, dict[str, np.ndarray]]:
+    """What the entry of the way back takes, and the results among it."""
     steps, width = len(states), case["position"].shape[1]
     given, out = _arguments(case, bf16)
     samples, tokens, keys, channels, layers, hidden, _ = sizes = given[:7]
     sizes[6], out[...] = steps, as_float(out_gradient)
     more = [width, case["num_heads"], int(bf16)]
-    scratch = simulation().value("reverse_loop_backward_scratch", *sizes, *more)
+    scratch = poisoned((backward_places(sizes, more)[12],), np.uint8)
     outs = {
         "blocks": poisoned((steps, layers, 9, width), np.float32),
         "final": poisoned((steps, 2, width), np.float32),
         "cond_kv": np.zeros((layers, 2, samples, keys, width), np.float32),
         "weights": poisoned((sum(tensor.numel() for tensor in flat(case["weights"])),), np.float32),
     }
-    given = [*sizes, read_only(states), *given[8:-3], poisoned((scratch,), np.uint8), 0, 0, *outs.values()]
-    with simulation().order(order):
-        simulation().call("reverse_loop_backward", *more, *given)
-    return {name: torch.from_numpy(array) for name, array in {"x": out, **outs}.items()}
+    return [*more, *sizes, read_only(states), *given[8:-3], scratch, 0, 0, *outs.values()], {"x": out, **outs}
+
+
+def backward_places(sizes: list[int], more: list[int]) -> list[int]:
+    """Where the parts of the scratch memory of the way back start, its size, a block's shared memory, and the parts of
+    the weight gradients; of the sizes of a call, and its width, heads and type."""
+    return [simulation().value("reverse_loop_backward_place", what, *sizes, *more) for what in range(15)]
 
 
 def arguments(*cases: dict, bf16: bool = False) -> tuple[list, list[np.ndarray]]:

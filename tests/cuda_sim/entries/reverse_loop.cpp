@@ -5,7 +5,7 @@
 #include <cstdarg>
 #include <vector>
 
-#include "reverse_loop_backward.h"
+#include "reverse_loop_backward_launch.h"
 #include "reverse_loop_launch.h"
 
 namespace {
@@ -84,10 +84,12 @@ extern "C" int reverse_loop_backward(std::int64_t width, std::int64_t heads, std
   return rohydr::launch_reverse_loop_backward_cuda(r);
 }
 
-extern "C" std::int64_t reverse_loop_backward_scratch(std::int64_t samples, std::int64_t tokens, std::int64_t keys,
-                                                      std::int64_t channels, std::int64_t layers, std::int64_t hidden,
-                                                      std::int64_t steps, std::int64_t width, std::int64_t heads,
-                                                      std::int64_t bf16) {
+// Of the way back's scratch memory where part `what` starts, GradientScratch in its order, and after them: shared memory
+// of a block, and parts of the weight gradients.
+extern "C" std::int64_t reverse_loop_backward_place(std::int64_t what, std::int64_t samples, std::int64_t tokens,
+                                                    std::int64_t keys, std::int64_t channels, std::int64_t layers,
+                                                    std::int64_t hidden, std::int64_t steps, std::int64_t width,
+                                                    std::int64_t heads, std::int64_t bf16) {
   rohydr::CudaLoopGradient r{};
   r.loop.samples = samples;
   r.loop.tokens = static_cast<int>(tokens);
@@ -99,7 +101,23 @@ extern "C" std::int64_t reverse_loop_backward_scratch(std::int64_t samples, std:
   r.width = static_cast<int>(width);
   r.heads = static_cast<int>(heads);
   r.type = bf16 != 0 ? rohydr::CudaType::kBfloat16 : rohydr::CudaType::kFloat32;
-  return rohydr::reverse_loop_backward_cuda_scratch(r);
+  const rohydr::GradientScratch s = rohydr::scratch_of(r);
+  const std::int64_t all[] = {s.weights,
+                              s.biases,
+                              s.transposed,
+                              s.zeros,
+                              s.condition,
+                              s.key_counts,
+                              s.key_list,
+                              s.row_counts,
+                              s.tape,
+                              s.streams,
+                              s.modulation,
+                              s.weight_parts,
+                              s.bytes,
+                              rohydr::reverse_loop_backward_cuda_shared_bytes(r),
+                              rohydr::plan_of(r).parts};
+  return all[what];
 }
 
 extern "C" int reverse_loop(std::int64_t count, std::int64_t width, std::int64_t heads, std::int64_t bf16, ...) {

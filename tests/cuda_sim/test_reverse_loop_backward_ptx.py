@@ -1,0 +1,145 @@
+"""The PTX of the way back through the loop for sm_80 in the interpreter: no race, and the numbers of the simulator."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from . import building, reverse_loops
+from .numbers import poisoned
+from .ptx.module import Module, Struct
+from .test_denoiser_block import out_gradient_of
+from .test_reverse_loop import make
+
+PARAMETERS = "<8i3qi4x13Q6QQQqq3I4xi4x"
+"""LoopGradientParameters of csrc/cuda/reverse_loop_backward.cuh, with its GradientParameters and PhiloxRequest."""
+JOB, JOBS_MAX = "4q5i4x", 48
+JOBS = f"<{JOB * JOBS_MAX}i4xQQq3i4xqQ"  # WeightJobs of csrc/cuda/weight_gradients.cuh
+SUM = "<Qq2iQQi4x"  # ModulationSum there
+TYPES = {False: ("float32", "f", 4, 4), True: ("bfloat16", "13__nv_bfloat16", 2, 8)}
+"""Source, mangled name, bytes of a number, and numbers between the rows of a tile in shared memory."""
+TILE = 64  # kGradientTile
+
+
+class Call(NamedTuple):
+    """A simulated call: its arguments, what it gave, and where the parts of its scratch memory start."""
+
+    given: list
+    simulated: dict[str, np.ndarray]
+    places: list[int]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples, tokens, keys, channels, layers, hidden, steps."""
+        return self.given[3:10]
+
+    def part(self, number: int, dtype=np.uint8) -> np.ndarray:
+        """A part of the scratch memory, a copy."""
+        begin, end = self.places[number : number + 2]
+        return self.given[24][begin:end].view(dtype).copy()
+
+
+@functools.cache
+def module(bf16: bool) -> Module:
+    return Module(building.ptx_of(building.KERNELS / f"reverse_loop_backward_{TYPES[bf16][0]}.cu"))
+
+
+def simulate(case: dict, bf16: bool) -> Call:
+    _, states = reverse_loops.run_with_states(case, len(case["coefficients"]), bf16=bf16)
+    given, simulated = reverse_loops.gradient_arguments(case, out_gradient_of(case, bf16), states, bf16=bf16)
+    reverse_loops.simulation().call("reverse_loop_backward", *given)
+    return Call(given, simulated, reverse_loops.backward_places(given[3:10], given[:3]))
+
+
+def interpret_chain(case: dict, call: Call, bf16: bool) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Gradients of x, both tables and cond_kv; and the operands of the weight gradients, with the numbers of rows."""
+    width, heads, _, samples, tokens, keys, channels, layers, hidden, steps = call.given[:10]
+    states, _, position, blocks, final, coefficients, token_mask = call.given[10:17]
+    ids, seed, modality = call.given[21:24]
+    weights, biases, transposed, zeros, condition, counts, numbers = [call.part(i) for i in range(7)]
+    written = [poisoned(call.part(i).shape, np.uint8) for i in range(7, 11)]  # row counts, tape, streams, modulation
+    x, cond_kv = reverse_loops.as_float(out_gradient_of(case, bf16)).copy(), np.zeros_like(call.simulated["cond_kv"])
+    fields = [width, hidden, channels, layers, TYPES[bf16][2], heads, tokens, keys, samples, 0, samples, steps]
+    fields += [token_mask, weights, transposed, condition, biases, zeros, counts, numbers, *written, cond_kv]
+    fields += [states, x, position, blocks, final, coefficients, seed % 2**64, ids, samples, 0, modality, 0, 1, 1]
+    module(bf16).launch(
+        f"reverse_loop_backward_kernelI{TYPES[bf16][1]}Li{width}",
+        grid=samples,
+        block=256,
+        arguments=[Struct(PARAMETERS, *fields)],
+        shared_bytes=call.places[13],
+    )
+    rows = written[3].view(np.float32)[: steps * samples * (9 * layers + 2) * width]
+    return {"x": x, "cond_kv": cond_kv, "modulation": rows}, [written[2], written[0]]
+
+
+def jobs_of(sizes: list[int], width: int) -> list[list[int]]:
+    """WeightJob of each matrix: in, a block's six, out; with `sizes` as `Call.sizes` has them, one layer."""
+    _, _, _, channels, _, hidden, _ = sizes
+    depth, wide, columns = [-(-n // 16) * 16 for n in (channels, hidden, 16 * -(-channels // 8))]
+    found, place, to = [], 0, 0
+    for out, of, padded_out, padded_of in [
+        (width, channels, width, depth),
+        (3 * width, width, 3 * width, width),
+        *[(width, width, width, width)] * 3,
+        (hidden, width, wide, width),
+        (width, hidden, width, wide),
+        (2 * channels, width, columns, width),
+    ]:
+        last = out == 2 * channels and padded_out == columns
+        found.append([place, place + padded_of, to, to + out * of, out, of, padded_out, padded_of, channels * last])
+        place, to = place + padded_of + padded_out, to + (out * of + out)
+    return found
+
+
+def interpret_weights(call: Call, streams: np.ndarray, row_counts: np.ndarray, bf16: bool) -> np.ndarray:
+    """Gradients of all weights as one row."""
+    _, mangled, size, pad = TYPES[bf16]
+    samples, tokens, *_, steps = call.sizes
+    jobs, parts = jobs_of(call.sizes, call.given[0]), call.places[14]
+    some = poisoned((parts, call.simulated["weights"].size), np.float32)
+    rest = [0] * (9 * (JOBS_MAX - len(jobs)))
+    facts = [samples, steps, -(-tokens // 32) * 32, parts, some.shape[1], some]
+    tiles = max(-(-job[6] // TILE) * -(-job[7] // TILE) for job in jobs)
+    module(bf16).launch(
+        f"weight_gradient_kernelI{mangled}",
+        grid=(tiles, len(jobs), parts),
+        block=128,
+        arguments=[Struct(JOBS, *sum(jobs, []), *rest, len(jobs), streams, row_counts, *facts)],
+        shared_bytes=4 * 32 * (TILE + pad) * size,
+    )
+    found = poisoned((some.shape[1],), np.float32)
+    module(bf16).launch(
+        "add_parts_kernel", grid=-(-found.size // 256), block=256, arguments=[some, parts, found.size, 1, found]
+    )
+    return found
+
+
+def sum_of_modulation(call: Call, rows: np.ndarray, bf16: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of both tables from the rows of each step and sample."""
+    blocks, final = [poisoned(call.simulated[name].shape, np.float32) for name in ("blocks", "final")]
+    numbers = [array.size // len(array) for array in (blocks, final)]
+    module(bf16).launch(
+        "modulation_sum_kernel",
+        grid=(-(-sum(numbers) // 256), len(blocks)),
+        block=256,
+        arguments=[Struct(SUM, rows, call.sizes[0], *numbers, blocks, final, 1)],
+    )
+    return blocks, final
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_the_interpreter_finds_no_race_and_gives_what_the_simulator_gives(bf16):
+    sizes = dict(samples=1, tokens=19, keys=10, channels=5, layers=1, steps=2)
+    case = make(2, (32, 4), bf16=bf16, **sizes) | {"token_mask": torch.arange(19)[None] % 5 != 1}
+    call = simulate(case, bf16)
+    found, (streams, row_counts) = interpret_chain(case, call, bf16)
+    found["blocks"], found["final"] = sum_of_modulation(call, found.pop("modulation"), bf16)
+    found["weights"] = interpret_weights(call, streams, row_counts, bf16)
+    assert found.keys() == call.simulated.keys()
+    for name, array in found.items():
+        wanted = call.simulated[name]
+        assert wanted.any(), name
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=2e-3 if bf16 else 2e-5, err_msg=name)
