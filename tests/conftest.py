@@ -18,6 +18,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no CUDA device that torch {torch.__version__} can use")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:  # a process of pytest-xdist, whose lines nobody would see
+        output["kernels"] = executed.launches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    executed.add(getattr(node, "workeroutput", {}).get("kernels", {}))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     for line in executed.lines():
         terminalreporter.write_line(f"CUDA kernels without a GPU: {line}")

@@ -12,6 +12,17 @@ def record(how: str, kernel: str) -> None:
     _LAUNCHES[how][kernel.rpartition("::")[2]] += 1
 
 
+def launches() -> dict[str, dict[str, int]]:
+    """How often each kernel ran, by the way of executing."""
+    return {how: dict(kernels) for how, kernels in _LAUNCHES.items()}
+
+
+def add(more: dict[str, dict[str, int]]) -> None:
+    """Count the launches of another process as this one's."""
+    for how, kernels in more.items():
+        _LAUNCHES[how].update(kernels)
+
+
 def lines() -> list[str]:
     """One line for each way of executing; empty when no kernel ran."""
     return [

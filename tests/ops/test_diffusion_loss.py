@@ -98,6 +98,7 @@ def test_loss_and_gradients_are_as_near_to_float64_as_pytorchs(heads, **sizes):
             assert (found[name] - value).norm() <= CAP * largest, name
             continue
         seen = distance(found[name], value)
+        luck = 10 if few or value.numel() < 64 else 3
         assert seen <= luck * max(distance(plain[name], value), own) + FLOOR, name
         assert seen <= CAP or own > CAP / 3, name  # where KL is all but 0, its gradient is what rounding leaves
         assert distance(double[name], value) <= 1e-9, name
