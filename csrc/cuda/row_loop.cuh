@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// All K steps of Eq. 2 in bfloat16 in one launch: a block takes one sample from x_K to x_0, a warp 16 of its rows. x_t
-// is kept in float32 in shared memory; what the block reads from global memory is the weights' stream, and keys and
-// values of the condition.
+// All K steps of Eq. 2 in bfloat16 in one launch: a block takes one sample from x_K to x_0, one warp or two take 16 of
+// its rows. x_t is kept in float32 in shared memory; what the block reads from global memory is the weights' stream, and
+// keys and values of the condition.
 #pragma once
 
 #include "loop_parameters.cuh"

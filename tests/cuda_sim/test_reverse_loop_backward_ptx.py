@@ -21,6 +21,13 @@ SUM = "<Qq2iQQi4x"  # ModulationSum there
 TYPES = {False: ("float32", "f", 4, 4), True: ("bfloat16", "13__nv_bfloat16", 2, 8)}
 """Source, mangled name, bytes of a number, and numbers between the rows of a tile in shared memory."""
 TILE = 64  # kGradientTile
+CASES = {
+    # One sample of 15 rows, each next step in the other buffer of the weight gradients; two layers one after the other.
+    "one-tile": (2, (32, 4), dict(samples=1, tokens=19, keys=10, channels=5, layers=2)),
+    # 35 and 14 of 96 rows: pairs of tiles without rows, and three parts of weight gradients; more columns than a tile.
+    "two-samples": (29, (32, 1), dict(samples=2, tokens=70, keys=21, channels=19, layers=1)),
+}
+"""Seed, width and heads, and sizes."""
 
 
 class Call(NamedTuple):
@@ -44,6 +51,16 @@ class Call(NamedTuple):
 @functools.cache
 def module(bf16: bool) -> Module:
     return Module(building.ptx_of(building.KERNELS / f"reverse_loop_backward_{TYPES[bf16][0]}.cu"))
+
+
+def case_of(name: str, bf16: bool) -> dict:
+    seed, network, sizes = CASES[name]
+    tokens, keys = torch.arange(sizes["tokens"]), torch.arange(sizes["keys"])
+    if sizes["samples"] == 1:
+        token_mask, key_mask = (tokens % 5 != 1)[None], None
+    else:
+        token_mask, key_mask = torch.stack([tokens % 2 == 0, tokens % 5 == 0]), torch.stack([keys % 3 != 1, keys > 4])
+    return make(seed, network, bf16=bf16, steps=2, **sizes) | {"token_mask": token_mask, "key_mask": key_mask}
 
 
 def simulate(case: dict, bf16: bool) -> Call:
@@ -76,20 +93,19 @@ def interpret_chain(case: dict, call: Call, bf16: bool) -> tuple[dict[str, np.nd
 
 
 def jobs_of(sizes: list[int], width: int) -> list[list[int]]:
-    """WeightJob of each matrix: in, a block's six, out; with `sizes` as `Call.sizes` has them, one layer."""
-    _, _, _, channels, _, hidden, _ = sizes
+    """WeightJob of each matrix: in, six of each block, out; with `sizes` as `Call.sizes` has them."""
+    _, _, _, channels, layers, hidden, _ = sizes
     depth, wide, columns = [-(-n // 16) * 16 for n in (channels, hidden, 16 * -(-channels // 8))]
+    block = [
+        (3 * width, width, 3 * width, width, 0),
+        *[(width, width, width, width, 0)] * 3,
+        (hidden, width, wide, width, 0),
+        (width, hidden, width, wide, 0),
+    ]
+    last = (2 * channels, width, columns, width, channels)
     found, place, to = [], 0, 0
-    for out, of, padded_out, padded_of in [
-        (width, channels, width, depth),
-        (3 * width, width, 3 * width, width),
-        *[(width, width, width, width)] * 3,
-        (hidden, width, wide, width),
-        (width, hidden, width, wide),
-        (2 * channels, width, columns, width),
-    ]:
-        last = out == 2 * channels and padded_out == columns
-        found.append([place, place + padded_of, to, to + out * of, out, of, padded_out, padded_of, channels * last])
+    for out, of, padded_out, padded_of, paired in [(width, channels, width, depth, 0), *block * layers, last]:
+        found.append([place, place + padded_of, to, to + out * of, out, of, padded_out, padded_of, paired])
         place, to = place + padded_of + padded_out, to + (out * of + out)
     return found
 
@@ -111,35 +127,62 @@ def interpret_weights(call: Call, streams: np.ndarray, row_counts: np.ndarray, b
         shared_bytes=4 * 32 * (TILE + pad) * size,
     )
     found = poisoned((some.shape[1],), np.float32)
-    module(bf16).launch(
-        "add_parts_kernel", grid=-(-found.size // 256), block=256, arguments=[some, parts, found.size, 1, found]
-    )
+    add_parts(some, found, True, bf16)
     return found
 
 
-def sum_of_modulation(call: Call, rows: np.ndarray, bf16: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of both tables from the rows of each step and sample."""
-    blocks, final = [poisoned(call.simulated[name].shape, np.float32) for name in ("blocks", "final")]
+def add_parts(parts: np.ndarray, to: np.ndarray, first: bool, bf16: bool) -> None:
+    """`to` (N) becomes the sum of the parts (P, N), or with `first` false has it added."""
+    arguments = [parts, len(parts), to.size, int(first), to]
+    module(bf16).launch("add_parts_kernel", grid=-(-to.size // 256), block=256, arguments=arguments)
+
+
+def add_modulation(
+    rows: np.ndarray, samples: int, blocks: np.ndarray, final: np.ndarray, first: bool, bf16: bool
+) -> None:
+    """Gradients of both tables become the sums of the samples' rows of each step, or with `first` false have them
+    added."""
     numbers = [array.size // len(array) for array in (blocks, final)]
     module(bf16).launch(
         "modulation_sum_kernel",
         grid=(-(-sum(numbers) // 256), len(blocks)),
         block=256,
-        arguments=[Struct(SUM, rows, call.sizes[0], *numbers, blocks, final, 1)],
+        arguments=[Struct(SUM, rows, samples, *numbers, blocks, final, int(first))],
     )
-    return blocks, final
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-def test_the_interpreter_finds_no_race_and_gives_what_the_simulator_gives(bf16):
-    sizes = dict(samples=1, tokens=19, keys=10, channels=5, layers=1, steps=2)
-    case = make(2, (32, 4), bf16=bf16, **sizes) | {"token_mask": torch.arange(19)[None] % 5 != 1}
+TYPE = pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+
+
+@TYPE
+@pytest.mark.parametrize("name", CASES)
+def test_the_interpreter_finds_no_race_and_gives_what_the_simulator_gives(name, bf16):
+    case = case_of(name, bf16)
     call = simulate(case, bf16)
     found, (streams, row_counts) = interpret_chain(case, call, bf16)
-    found["blocks"], found["final"] = sum_of_modulation(call, found.pop("modulation"), bf16)
+    found["blocks"], found["final"] = [poisoned(call.simulated[n].shape, np.float32) for n in ("blocks", "final")]
+    add_modulation(found.pop("modulation"), call.sizes[0], found["blocks"], found["final"], True, bf16)
     found["weights"] = interpret_weights(call, streams, row_counts, bf16)
     assert found.keys() == call.simulated.keys()
-    for name, array in found.items():
-        wanted = call.simulated[name]
-        assert wanted.any(), name
-        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=2e-3 if bf16 else 2e-5, err_msg=name)
+    for key, array in found.items():
+        wanted = call.simulated[key]
+        assert wanted.any(), key
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=2e-3 if bf16 else 2e-5, err_msg=key)
+
+
+@TYPE
+def test_later_groups_are_added_in_order(bf16):
+    """Six parts and six samples: four of each in the unrolled part of the loop."""
+    generator = np.random.default_rng(0)
+    parts, weights, rows, blocks, final = [
+        generator.standard_normal(shape, np.float32) for shape in [(6, 300), (300,), (2, 6, 352), (2, 288), (2, 64)]
+    ]
+    wanted_weights, wanted_rows = weights.copy(), np.concatenate([blocks, final], axis=1)
+    for part in parts:
+        wanted_weights += part
+    for sample in range(6):
+        wanted_rows += rows[:, sample]
+    add_parts(parts, weights, False, bf16)
+    add_modulation(rows, 6, blocks, final, False, bf16)
+    np.testing.assert_array_equal(weights, wanted_weights)
+    np.testing.assert_array_equal(np.concatenate([blocks, final], axis=1), wanted_rows)
