@@ -61,7 +61,6 @@ struct RowLoop {
   __device__ float* noise() const { return Net::template at<float>(shared.net.noise()); }  // the step's, likewise
   __device__ int* token() const { return Net::template at<int>(shared.tokens()); }  // (rows) the token that a row is
   __device__ int stride() const { return shared.net.state_stride(); }
-  __device__ StreamLayout<W> layout() const { return {m.hidden, m.channels, m.layers}; }
 
   // x_t as an operand, tile k of 16 channels.
   __device__ void show_state(std::uint32_t (&a)[4], int k) const {
@@ -151,7 +150,7 @@ struct RowLoop {
       typename Net::Whole a;
       net.take_operand(a);
       float acc[2][4];
-      start(acc, m.biases + layout().out_biases() + net.place.column() + kTile * i);
+      start(acc, m.biases + stream.layout().out_biases() + net.place.column() + kTile * i);
       multiply<1, kTiles>(acc, a, slot + i % kOfGroup / kTiles * Slot<W>::kPieces + i % kTiles * 32);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {

@@ -42,10 +42,10 @@ class Call(NamedTuple):
         """Samples, tokens, keys, channels, layers, hidden, steps."""
         return self.given[3:10]
 
-    def part(self, number: int, dtype=np.uint8) -> np.ndarray:
+    def part(self, number: int) -> np.ndarray:
         """A part of the scratch memory, a copy."""
         begin, end = self.places[number : number + 2]
-        return self.given[24][begin:end].view(dtype).copy()
+        return self.given[24][begin:end].copy()
 
 
 @functools.cache
