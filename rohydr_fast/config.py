@@ -15,6 +15,9 @@ SWITCHES = ("hddm", "ur", "d", "mr")
 STRATEGIES = ("three-stage", "two-stage", "one-stage")
 LOSSES = ("nll", "kl", "hybrid")
 PREDICTIONS = ("eps", "v", "x0")
+METHODS = ("rohydr", "zero", "mean", "dropout", "regress", "mmin", "gcnet", "imder", "dicmor", "mtmsa", "smcmsa")
+PARTS_ABSENT = {"zero": ("ur",), "mean": ("ur",), "dropout": ("ur", "d", "mr")}
+"""The parts that a method of recovery does without, besides HDDM."""
 OUTPUTS = (1, 3, 5, 7)  # 1 is regression, the others are classes around 0
 
 
@@ -45,6 +48,8 @@ class ModelConfig:
     dropout: float = 0.1
     outputs: int = 1  # 1 is regression; 3, 5, 7 are classes
     without: tuple[str, ...] = ()
+    method: str = "rohydr"  # of recovery, see `models.recovery`
+    train_clips: int = 0  # of the training split, for the method that remembers them
 
     def __post_init__(self) -> None:
         if len(self.modalities) < 2:
@@ -63,6 +68,9 @@ class ModelConfig:
         _choice("diffusion-loss", self.diffusion_loss, LOSSES)
         for switch in self.without:
             _choice("without", switch, SWITCHES)
+        _choice("method", self.method, METHODS)
+        if "hddm" in self.without and self.method != "rohydr":
+            raise UsageError(f"--without: hddm is a part of rohydr, got --method {self.method}. Take it off the list.")
         if not 1 <= self.chain_steps <= self.train_steps:
             raise UsageError(
                 f"model: chain steps must be between 1 and {self.train_steps}, got {self.chain_steps}. Change --steps."
@@ -131,6 +139,7 @@ class TrainConfig:
     lambda_g: float = _option(1.0, "weight of L_UR in Eq. 10")
     lambda_al: float = _option(0.5, "weight of the adversarial loss in Eq. 8")
     lambda_c: float = _option(0.5, "weight of L_C1 in Eq. 12")
+    method: str = _option("rohydr", f"of recovery: {', '.join(METHODS)} (see docs/methods.md)")
     strategy: str = _option("three-stage", "three-stage (the paper's), two-stage or one-stage (Table 5)")
     without: str = _option("", "parts to take out: hddm, ur, d, mr, for example hddm,ur (Tables 3 and 4)")
     chain_grad: str = _option("full", "gradient through the reverse chain: full, last-K such as last-5, or none")
@@ -148,6 +157,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _choice("preset", self.preset, PRESETS)
+        _choice("method", self.method, METHODS)
         _choice("strategy", self.strategy, STRATEGIES)
         _choice("nonfinite", self.nonfinite, ("error", "zero"))
         for name in ("lambda_g", "lr", "weight_decay", "clip", "dropout"):
@@ -178,10 +188,11 @@ class TrainConfig:
         return int(count)
 
     def switches(self) -> tuple[str, ...]:
-        """The parts taken out, in the order of `SWITCHES`."""
+        """The parts taken out, by `without` or by the method, in the order of `SWITCHES`."""
         parts = [part.strip() for part in self.without.split(",") if part.strip()]
         for part in parts:
             _choice("without", part, SWITCHES)
+        parts += PARTS_ABSENT.get(self.method, ())
         return tuple(switch for switch in SWITCHES if switch in parts)
 
     def max_epochs(self) -> int:
@@ -205,6 +216,8 @@ class TrainConfig:
             dropout=self.dropout,
             outputs=self.outputs,
             without=self.switches(),
+            method=self.method,
+            train_clips=len(dataset.train),
             **settings,
         )
 

@@ -99,7 +99,7 @@ def predict(
         arguments = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
         for k in range(samples):
             draws[rows, k] = model(**arguments, seed=derive_seed(seed, EVALUATION, k)).cpu().numpy()
-            if not missing_something(missing[rows], model):
+            if not (model.recovery.draws and missing_something(missing[rows], model)):
                 draws[rows] = draws[rows, :1]
                 break
     model.train(training)

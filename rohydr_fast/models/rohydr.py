@@ -1,29 +1,21 @@
 """RoHyDR: the assembled model, from raw features with missing modalities to sentiment (Sec. 2, Fig. 2)."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..diffusion.sampler import SampleRequest, sample_many, undefined_steps
-from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
-from .condition import ConditionEncoder
-from .denoiser import Denoiser
 from .extractor import Extractor
 from .fusion import Fusion
-from .generator import HDDM
 from .heads import Classifier, Discriminator
 from .reconstructor import MultimodalReconstructor, UnimodalReconstructor
+from .recovery import Condition, Recovered, Recovery, Sequences, make_recovery
 from .sequences import Sequence
-
-Sequences = dict[str, Sequence]
 
 PARTS = {
     "theta_fe": ("extractors",),
-    "theta_mu_sigma": ("condition", "hddm"),
+    "theta_mu_sigma": ("recovery",),
     "theta_ur": ("ur",),
     "theta_f": ("fusion",),
     "theta_mr": ("mr",),
@@ -33,49 +25,21 @@ PARTS = {
 """Algorithm 1's parameters and the modules that hold them."""
 
 
-class Condition(NamedTuple):
-    """X_avail as seen by the samples that miss one modality."""
-
-    rows: Tensor  # (R,) samples of the batch
-    lengths: Tensor  # (R,) tokens to recover
-    encoded: Tensor  # (R, S, W)
-    key_mask: Tensor  # (R, S)
-
-
-class Recovered(NamedTuple):
-    """What was recovered of one modality, for the samples that miss it."""
-
-    rows: Tensor  # (R,) samples of the batch
-    x: Sequence  # x_rec = UR(x~_m^(0)), (R, T, C)
-
-
 class RoHyDR(nn.Module):
-    """The model of the paper; the switches in `config.without` take out HDDM, UR, D or MR (Tables 3 and 4)."""
+    """The model of the paper; the switches in `config.without` take out HDDM, UR, D or MR (Tables 3 and 4).
+
+    `config.method` puts another method of recovery in HDDM's place, see `models.recovery`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         modalities, channels = config.modalities, config.channels
-        schedule = Schedule(config.train_steps, config.beta_start, config.beta_end)
         self.extractors = nn.ModuleDict({m: Extractor(config.dims[m], channels, config.dropout) for m in modalities})
         self.fusion = Fusion(modalities, channels, config.fusion_heads, config.fusion_layers, config.dropout)
         self.classifier = Classifier(self.fusion.features, config.outputs, config.dropout)
-        self.hddm, self.ur, self.condition, self.mr, self.discriminator = None, None, None, None, None
-        if "hddm" not in config.without:
-            self.condition = ConditionEncoder(modalities, channels, config.width)
-            self.hddm = nn.ModuleDict(
-                {
-                    m: HDDM(
-                        m,
-                        Denoiser(channels, config.width, config.blocks, config.heads, config.mlp_ratio),
-                        schedule,
-                        steps=config.chain_steps,
-                        prediction=config.prediction,
-                        loss=config.diffusion_loss,
-                    )
-                    for m in modalities
-                }
-            )
+        self.recovery: Recovery = make_recovery(config)
+        self.ur, self.mr, self.discriminator = None, None, None
         if "ur" not in config.without:
             self.ur = nn.ModuleDict(
                 {m: UnimodalReconstructor(channels, config.ur_hidden, config.ur_blocks) for m in modalities}
@@ -84,6 +48,11 @@ class RoHyDR(nn.Module):
             self.mr = MultimodalReconstructor(self.fusion.features, config.dropout)
         if "d" not in config.without:
             self.discriminator = Discriminator(self.fusion.features, config.d_hidden)
+
+    @property
+    def hddm(self) -> nn.ModuleDict | None:
+        """The diffusion model of each modality; None under another method, or without it."""
+        return getattr(self.recovery, "hddm", None)
 
     def parameters_of(self, *parts: str) -> list[nn.Parameter]:
         """The parameters of Algorithm 1 by name, see `PARTS`; those of absent modules are none."""
@@ -103,11 +72,6 @@ class RoHyDR(nn.Module):
             sequences[m] = self.extractors[m](x[m][:, :tokens], kept)
         return sequences
 
-    def update_norms(self, sequences: Sequences) -> None:
-        """Let the diffusion's channel statistics take in the ground truth of a batch."""
-        for m, hddm in (self.hddm or {}).items():
-            hddm.norm.update(sequences[m].x.detach(), sequences[m].mask())
-
     def conditions(self, sequences: Sequences, missing: Tensor) -> dict[str, Condition]:
         """For each modality that some samples miss, those samples' condition; `missing` is (B, 3)."""
         columns = self.columns(missing)
@@ -119,10 +83,8 @@ class RoHyDR(nn.Module):
             others = {n: Sequence(*(part[rows] for part in s)) for n, s in sequences.items() if n != m}
             available = {n: ~columns[n][rows] for n in others}
             lengths = self.recovery_lengths(m, others, available)
-            encoded = key_mask = None
-            if self.condition is not None:
-                encoded, key_mask = self.condition(others, available)
-            conditions[m] = Condition(rows, lengths, encoded, key_mask)
+            encoded = self.recovery.encode(others, available)
+            conditions[m] = Condition(rows, lengths, others, available, encoded)
         return conditions
 
     def recovery_lengths(self, m: str, others: Sequences, available: dict[str, Tensor]) -> Tensor:
@@ -142,44 +104,24 @@ class RoHyDR(nn.Module):
         grad_steps: int | None = None,
         max_memory: int | None = None,
     ) -> dict[str, Recovered]:
-        """X_rec: the reverse chain from noise, then UR (Eq. 2 and 4). `sample_ids` (B,) and `seed` key the noise.
+        """X_rec: what the method of recovery makes of the available modalities, then UR (Eq. 2 and 4).
 
-        The chains of all modalities are one call, which may keep `max_memory` bytes for the way back.
+        Args:
+            sample_ids: (B,) int64, with `seed` the key of the noise.
+            grad_steps: gradients run through the last so many reverse steps; None is all of them, 0 none.
+            max_memory: bytes that the chains may keep for the way back.
         """
-        if self.hddm is None:  # Table 3: the representation is filled with zeros
-            like, channels = self.classifier.out.weight, self.config.channels
-            generated = {
-                m: Sequence(like.new_zeros(len(c.rows), int(c.lengths.max()), channels), c.lengths)
-                for m, c in conditions.items()
-            }
-        else:
-            requests = self._requests(conditions, sample_ids, seed, grad_steps)
-            drawn = zip(conditions.items(), sample_many(requests, max_memory=max_memory), strict=True)
-            generated = {m: self.hddm[m].recovered(x_0, c.lengths) for (m, c), x_0 in drawn}
+        generated = self.recovery.recover(
+            conditions, sample_ids, seed=seed, grad_steps=grad_steps, max_memory=max_memory
+        )
         return {
-            m: Recovered(conditions[m].rows, self.ur[m](x) if self.ur is not None else x) for m, x in generated.items()
+            m: Recovered(conditions[m].rows, x if self.ur is None else self.ur[m](x), x) for m, x in generated.items()
         }
-
-    def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, int]:
-        """The modalities whose chains leave the finite numbers, and the first step of each that does. Runs them."""
-        if self.hddm is None:
-            return {}
-        found = undefined_steps(self._requests(conditions, sample_ids, seed, grad_steps=0))
-        return {m: step for m, step in zip(conditions, found, strict=True) if step is not None}
-
-    def _requests(
-        self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
-    ) -> list[SampleRequest]:
-        requests = []
-        for m, c in conditions.items():
-            noise = self.hddm[m].noise_key(seed, sample_ids[c.rows.to(sample_ids.device)])
-            requests.append(self.hddm[m].request(c.lengths, c.encoded, c.key_mask, noise, grad_steps=grad_steps))
-        return requests
 
     def complete(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Sequences:
         """X_Mrec = X_avail + X_rec: the recovered rows replace whatever stood in a missing modality's rows."""
         completed = dict(sequences)
-        for m, (rows, x) in recovered.items():
+        for m, (rows, x, _) in recovered.items():
             tokens = max(sequences[m].x.shape[1], x.x.shape[1])
             completed[m] = Sequence(
                 pad_tokens(sequences[m].x, tokens).index_copy(0, rows, pad_tokens(x.x, tokens)),

@@ -17,8 +17,9 @@ from .. import losses
 from ..config import TrainConfig
 from ..errors import RohydrError
 from ..modalities import NAMES
-from ..models.rohydr import Condition, Recovered, RoHyDR, Sequences, concatenate
-from ..models.sequences import Sequence, token_mask
+from ..models.recovery import Condition, Recovered, Sequences, Supervision
+from ..models.recovery.base import shared_tokens
+from ..models.rohydr import RoHyDR, concatenate
 from ..ops.philox import derive_seed
 
 GENERATOR, ADVERSARIAL, CLASSIFIER = "generator", "adversarial", "classifier"
@@ -128,17 +129,17 @@ class StageRunner:
 
     def _undefined_chains(self, done: Pass, batch: StageBatch, seed: int) -> str:
         """A sentence for each reverse chain that is not finite: where that began."""
-        steps = self.model.undefined_steps(done.conditions, batch.sample_id, seed=seed)
+        found = self.model.recovery.undefined_steps(done.conditions, batch.sample_id, seed=seed)
         return "".join(
-            f" The reverse chain of {NAMES[m]} is not finite from step {step} of {self.model.hddm[m].steps} on."
-            for m, step in steps.items()
+            f" The reverse chain of {NAMES[m]} is not finite from step {step} of {steps} on."
+            for m, (step, steps) in found.items()
         )
 
     def _forward(self, stage: Stage, batch: StageBatch, seed: int) -> Pass:
         model = self.model
         sequences = model.extract(batch.x, batch.lengths, batch.present)
         if GENERATOR in stage.objectives:
-            model.update_norms(sequences)
+            model.recovery.observe(sequences, batch.sample_id)
         conditions = model.conditions(sequences, batch.missing)
         recovered = model.recover(
             conditions,
@@ -155,32 +156,26 @@ class StageRunner:
         return Pass(sequences, conditions, recovered, f_gt, model.refine(f_rec), complete)
 
     def _generator(self, stage: Stage, done: Pass, batch: StageBatch, seed: int, terms: dict[str, float]) -> Tensor:
-        """Eq. 3 and 4 over the modalities that are missing and have ground truth, then Eq. 10."""
-        zero = batch.label.new_zeros(())
-        hddm, ur = zero, zero
-        present = self.model.columns(batch.present)
-        for m, condition in done.conditions.items():
-            truth = Sequence(*(part[condition.rows] for part in done.sequences[m]))
-            has_truth = present[m][condition.rows]
-            if not has_truth.any():
-                continue
-            if self.model.hddm is not None:
-                rows = condition.rows[has_truth].to(batch.sample_id.device)  # noise is keyed on the CPU
-                noise = self.model.hddm[m].noise_key(seed, batch.sample_id[rows])
-                hddm = hddm + self.model.hddm[m].eq3_loss(
-                    Sequence(truth.x[has_truth], truth.lengths[has_truth]),
-                    condition.encoded[has_truth],
-                    condition.key_mask[has_truth],
-                    noise,
-                )
-            recovered = done.recovered[m].x
-            tokens = min(truth.x.shape[1], recovered.x.shape[1])
-            both = token_mask(torch.minimum(truth.lengths, recovered.lengths), tokens) & has_truth[:, None]
-            ur = ur + losses.eq4_ur(recovered.x[:, :tokens], truth.x[:, :tokens], both)
-        terms["L_HDDM"], terms["L_UR"] = float(hddm.detach()), float(ur.detach())
+        """Eq. 3 (or what another method learns from) and Eq. 4 over what is missing and has truth, then Eq. 10."""
+        recovery = self.model.recovery
+        given = Supervision(
+            done.sequences,
+            self.model.columns(batch.present),
+            self.model.columns(batch.missing),
+            done.conditions,
+            done.recovered,
+            batch.label,
+            batch.sample_id,
+            seed,
+        )
+        own = recovery.loss(given)
+        ur = batch.label.new_zeros(())
+        for target in given.targets():
+            ur = ur + losses.eq4_ur(*shared_tokens(target.recovered.x, target.truth))
+        terms[recovery.term], terms["L_UR"] = float(own.detach()), float(ur.detach())
         if len(stage.objectives) == 3:  # one stage, printed as lambda_g (L_HDDM + L_UR)
-            return self.config.lambda_g * (hddm + ur)
-        return losses.eq10_stage1(hddm, ur, self.config.lambda_g)
+            return self.config.lambda_g * (own + ur)
+        return losses.eq10_stage1(own, ur, self.config.lambda_g)
 
     def _discriminator_step(self, done: Pass, terms: dict[str, float], place: str) -> None:
         """Eq. 6 on detached features: D alone moves, by O_d."""

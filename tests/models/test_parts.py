@@ -11,8 +11,8 @@ from rohydr_fast.models.condition import ConditionEncoder
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.extractor import Extractor
 from rohydr_fast.models.fusion import Fusion, FusionStack, causal_mask
-from rohydr_fast.models.generator import ChannelNorm
 from rohydr_fast.models.heads import Classifier, Discriminator
+from rohydr_fast.models.normalise import ChannelNorm
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
 from rohydr_fast.models.sequences import Sequence, positions, sinusoidal
 from tests.small_model import open_up

@@ -1,0 +1,132 @@
+"""What a method of recovery is: from the available modalities of a clip to the representation of a missing one."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..sequences import Sequence, token_mask
+
+Sequences = dict[str, Sequence]
+
+
+class Condition(NamedTuple):
+    """X_avail as seen by the R samples of a batch that miss one modality."""
+
+    rows: Tensor  # (R,) samples of the batch
+    lengths: Tensor  # (R,) tokens to recover
+    others: Sequences  # every other modality of these samples, (R, T, C)
+    available: dict[str, Tensor]  # of the others, (R,) bool: this sample has it
+    encoded: Any = None  # what `Recovery.encode` made of it, a tuple of tensors (R, ...) or None
+
+    def select(self, kept: Tensor) -> "Condition":
+        """The condition of the samples where `kept` (R,) is True."""
+        return Condition(
+            self.rows[kept],
+            self.lengths[kept],
+            {m: Sequence(*(part[kept] for part in sequence)) for m, sequence in self.others.items()},
+            {m: column[kept] for m, column in self.available.items()},
+            None if self.encoded is None else type(self.encoded)(*(part[kept] for part in self.encoded)),
+        )
+
+
+class Recovered(NamedTuple):
+    """What was recovered of one modality, for the samples that miss it."""
+
+    rows: Tensor  # (R,) samples of the batch
+    x: Sequence  # x_rec = UR(x~_m^(0)), (R, T, C)
+    generated: Sequence  # x~_m^(0), (R, T, C)
+
+
+class Target(NamedTuple):
+    """One missing modality whose ground truth exists."""
+
+    modality: str
+    condition: Condition  # of the samples that miss it and have ground truth
+    truth: Sequence  # x_m of these samples, (R, T, C); detach it where it is a target
+    recovered: Recovered  # what this pass made of the condition
+
+
+class Supervision(NamedTuple):
+    """What a method may learn from in stage 1: a pass over a batch with the ground truth at hand."""
+
+    sequences: Sequences  # x_m of everything the file has, (B, T, C)
+    present: dict[str, Tensor]  # (B,) bool: the file has this modality of this clip
+    missing: dict[str, Tensor]  # (B,) bool: it is withheld
+    conditions: dict[str, Condition]
+    recovered: dict[str, Recovered]
+    label: Tensor  # (B,)
+    sample_ids: Tensor  # (B,) int64, on the CPU
+    seed: int
+
+    def targets(self) -> Iterator[Target]:
+        """The missing modalities that have ground truth, one after the other."""
+        for m, (rows, *made) in self.recovered.items():
+            kept = self.present[m][rows]
+            if not kept.any():
+                continue
+            rows = rows[kept]
+            truth = Sequence(*(part[rows] for part in self.sequences[m]))
+            made = (Sequence(*(part[kept] for part in sequence)) for sequence in made)
+            yield Target(m, self.conditions[m].select(kept), truth, Recovered(rows, *made))
+
+
+class Recovery(nn.Module):
+    """A method of recovery. This one recovers nothing and learns nothing: a missing modality stays away from F.
+
+    One instance serves all modalities. What it gives goes through UR where the model has one.
+    """
+
+    draws: ClassVar[bool] = False
+    """Whether a recovery is drawn: another seed gives another one."""
+
+    term: ClassVar[str] = "L_recovery"
+    """The name of its loss in metrics.jsonl."""
+
+    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
+        """Take in the ground truth of a training batch, (B, T, C) each; no gradient. `sample_ids` (B,) int64."""
+
+    def encode(self, others: Sequences, available: dict[str, Tensor]) -> Any:
+        """A tuple of tensors (R, ...) that both recovery and loss read, computed once; None where there is none."""
+        return None
+
+    def recover(
+        self,
+        conditions: dict[str, Condition],
+        sample_ids: Tensor,
+        *,
+        seed: int,
+        grad_steps: int | None = None,
+        max_memory: int | None = None,
+    ) -> Sequences:
+        """The representation (R, T, C) of each condition's modality, zeros after its lengths.
+
+        Args:
+            conditions: by modality; a modality that nobody misses is not among them.
+            sample_ids: (B,) int64, on the CPU; with `seed` the key of all noise.
+            grad_steps, max_memory: see `models.rohydr.RoHyDR.recover`.
+        """
+        return {}
+
+    def loss(self, given: Supervision) -> Tensor:
+        """What the method learns from in stage 1 besides L_UR, (); summed over modalities."""
+        return given.label.new_zeros(())
+
+    def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, tuple]:
+        """The modalities whose recovery leaves the finite numbers: (first step that does, steps). Runs them again."""
+        return {}
+
+
+def zeros_for(condition: Condition) -> Sequence:
+    """Zeros (R, T, C) in place of a condition's modality."""
+    like = next(iter(condition.others.values())).x
+    tokens = int(condition.lengths.max())
+    return Sequence(like.new_zeros(len(condition.rows), tokens, like.shape[-1]), condition.lengths)
+
+
+def shared_tokens(first: Sequence, second: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+    """Both (B, T, C) cut to a common T, and the mask (B, T) of the tokens that both have."""
+    tokens = min(first.x.shape[1], second.x.shape[1])
+    both = torch.minimum(first.lengths, second.lengths)
+    return first.x[:, :tokens], second.x[:, :tokens], token_mask(both, tokens)
