@@ -12,7 +12,8 @@ from training_iteration import Iteration
 
 from rohydr_fast.diffusion.process import denoising_loss
 from rohydr_fast.diffusion.sampler import sample_many
-from rohydr_fast.models import generator, rohydr
+from rohydr_fast.models import generator
+from rohydr_fast.models.recovery import diffusion as recovery
 from rohydr_fast.ops.registry import select
 
 MOST_SECONDS, MOST_REPETITIONS = 12.0, 3
@@ -29,7 +30,7 @@ class Backends:
     def installed(self) -> Iterator[None]:
         """As `Package.installed` of benchmarks/training_methods.py."""
         with (
-            patch.object(rohydr, "sample_many", partial(sample_many, backend=self.chains)),
+            patch.object(recovery, "sample_many", partial(sample_many, backend=self.chains)),
             patch.object(generator, "denoising_loss", partial(denoising_loss, backend=self.eq3)),
         ):
             yield

@@ -14,11 +14,11 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from rohydr_fast import losses
-from rohydr_fast.models import rohydr
 from rohydr_fast.models.fusion import Fusion
 from rohydr_fast.models.generator import HDDM
 from rohydr_fast.models.heads import Classifier, Discriminator
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
+from rohydr_fast.models.recovery import diffusion as recovery
 from rohydr_fast.models.rohydr import RoHyDR
 from rohydr_fast.training import trainer as trainer_module
 
@@ -42,7 +42,7 @@ PARTS = (
 CALLS = (
     (RoHyDR, "extract", "extract"),
     (RoHyDR, "conditions", "condition"),
-    (rohydr, "sample_many", "chain"),
+    (recovery, "sample_many", "chain"),
     (HDDM, "eq3_loss", "Eq. 3"),
     (UnimodalReconstructor, "forward", "UR"),
     (Fusion, "forward", "fusion"),

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import rohydr_fast
 from rohydr_fast.diffusion.sampler import SampleRequest
 from rohydr_fast.diffusion.schedule import ReverseTable, Schedule
-from rohydr_fast.models import generator, rohydr
+from rohydr_fast.models import generator
 from rohydr_fast.models.denoiser import Denoiser
+from rohydr_fast.models.recovery import diffusion as recovery
 from rohydr_fast.ops.philox import Stream
 from rohydr_fast.ops.reverse_loop import NoiseKey
 from rohydr_fast.ops.reverse_loop.reference import reverse_step
@@ -66,7 +67,7 @@ class Naive:
     def installed(self):
         """Chains and Eq. 3 in the ``with`` block are this method's."""
         with ExitStack() as stack:
-            stack.enter_context(patch.object(rohydr, "sample_many", self.chains))
+            stack.enter_context(patch.object(recovery, "sample_many", self.chains))
             stack.enter_context(patch.object(generator, "denoising_loss", self.denoising_loss))
             yield
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rohydr_fast import losses
 from rohydr_fast.diffusion.schedule import Schedule
-from rohydr_fast.models import rohydr
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.generator import HDDM
+from rohydr_fast.models.recovery import diffusion as recovery
 from rohydr_fast.models.sequences import Sequence
 from rohydr_fast.ops.reverse_loop import NoiseKey
 
@@ -118,7 +118,7 @@ class Chain(Diffusion):
     def loss(self, method) -> Tensor:
         """Mean over real tokens and channels, summed over the modalities."""
         requests = [one.hddm.request(one.truth.lengths, one.cond, one.key_mask, one.noise) for one in self.missing]
-        drawn = rohydr.sample_many(requests, max_memory=method.max_memory(requests))
+        drawn = recovery.sample_many(requests, max_memory=method.max_memory(requests))
         return torch.stack(
             [losses.eq4_ur(x_0, one.truth.x, one.truth.mask()) for x_0, one in zip(drawn, self.missing, strict=True)]
         ).sum()
