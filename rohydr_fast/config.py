@@ -15,7 +15,21 @@ SWITCHES = ("hddm", "ur", "d", "mr")
 STRATEGIES = ("three-stage", "two-stage", "one-stage")
 LOSSES = ("nll", "kl", "hybrid")
 PREDICTIONS = ("eps", "v", "x0")
-METHODS = ("rohydr", "zero", "mean", "dropout", "regress", "mmin", "gcnet", "imder", "dicmor", "mtmsa", "smcmsa")
+METHOD_TITLES = {
+    "rohydr": "RoHyDR",
+    "zero": "zero-fill",
+    "mean": "mean-fill",
+    "dropout": "modality dropout",
+    "regress": "regression",
+    "mmin": "mmin-style",
+    "gcnet": "gcnet-style",
+    "imder": "imder-style",
+    "dicmor": "dicmor-style",
+    "mtmsa": "mtmsa-style",
+    "smcmsa": "smcmsa-style",
+}
+"""What fills a missing modality, and its name in tables."""
+METHODS = tuple(METHOD_TITLES)
 PARTS_ABSENT = {"zero": ("ur",), "mean": ("ur",), "dropout": ("ur", "d", "mr")}
 """The parts that a method of recovery does without, besides HDDM."""
 OUTPUTS = (1, 3, 5, 7)  # 1 is regression, the others are classes around 0

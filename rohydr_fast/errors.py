@@ -26,6 +26,10 @@ class UsageError(RohydrError, ValueError):
     exit_code = EXIT_USAGE
 
 
+class MethodUnavailable(UsageError):
+    """A method of recovery that cannot run on these data."""
+
+
 class DataError(RohydrError, ValueError):
     """A data file or a checkpoint does not hold what it must."""
 

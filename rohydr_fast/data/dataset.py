@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..modalities import MODALITIES
+from .conversations import conversations
 from .mapping import release
 from .scan import STD_FLOOR, statistics
 
@@ -34,6 +36,11 @@ class Split:
     def present(self) -> np.ndarray:
         """(N, 3) bool, in the order of `MODALITIES`: the clip has this modality."""
         return np.stack([self.lengths[m] > 0 for m in MODALITIES], axis=1)
+
+    @cached_property
+    def conversation(self) -> np.ndarray | None:
+        """(N, 2) int64, the conversation and the place in it of each clip, or None; see `data.conversations`."""
+        return conversations(self.ids)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,6 +115,7 @@ class Batch:
     sample_id: "torch.Tensor"  # (B,) int64
     index: "torch.Tensor"  # (B,) int64, row in the split
     present: "torch.Tensor" = field(repr=False)  # (B, 3) bool
+    conversation: "torch.Tensor | None" = None  # (B, 2) int64, see `Split.conversation`
 
 
 def collate(
@@ -140,6 +148,7 @@ def collate(
         sample_id=torch.from_numpy(split.sample_ids[index]),
         index=torch.from_numpy(index.copy()),
         present=torch.from_numpy(split.present()[index]),
+        conversation=None if split.conversation is None else torch.from_numpy(split.conversation[index]),
     )
 
 

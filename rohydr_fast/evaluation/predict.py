@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..data.conversations import conversation_batches
 from ..data.dataset import Batch, Dataset, Split, collate
 from ..data.missing import MissingSpec, missing_table, realised_rate
 from ..models.rohydr import RoHyDR
@@ -71,7 +72,16 @@ def inputs(batch: Batch, missing: np.ndarray, device: torch.device | str) -> dic
         "lengths": {m: lengths.to(device) for m, lengths in batch.lengths.items()},
         "missing": rows.to(device),
         "sample_ids": batch.sample_id,
+        "conversation": None if batch.conversation is None else batch.conversation.to(device),
     }
+
+
+def batches(model: RoHyDR, split: Split, size: int) -> list[np.ndarray]:
+    """The rows of `split` in batches: of `size`, or of whole conversations where the method reads neighbours."""
+    order = np.arange(len(split))
+    if model.recovery.needs_conversations:
+        return conversation_batches(split.conversation, order, size)
+    return [order[start : start + size] for start in range(0, len(split), size)]
 
 
 @torch.no_grad()
@@ -93,9 +103,7 @@ def predict(
     training = model.training
     model.eval()
     draws = np.zeros((len(split), samples), np.float64)
-    order = np.arange(len(split))
-    for start in range(0, len(split), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in batches(model, split, batch_size):
         arguments = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
         for k in range(samples):
             draws[rows, k] = model(**arguments, seed=derive_seed(seed, EVALUATION, k)).cpu().numpy()

@@ -7,7 +7,7 @@ from ..data.dataset import Dataset, Split, collate
 from ..models.rohydr import RoHyDR
 from ..models.sequences import token_mask
 from ..ops.philox import derive_seed
-from .predict import EVALUATION, inputs
+from .predict import EVALUATION, batches, inputs
 
 
 @torch.no_grad()
@@ -23,17 +23,16 @@ def recovery_quality(
     training = model.training
     model.eval()
     sums: dict[str, np.ndarray] = {}
-    order = np.arange(len(split))
     device = next(model.parameters()).device
     means = _channel_means(model, dataset, split, batch_size)
-    for start in range(0, len(split), batch_size):
-        batch = collate(split, order[start : start + batch_size], model.config.modalities, dataset.nonfinite_zeroed)
+    for rows in batches(model, split, batch_size):
+        batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
         given = inputs(batch, missing, device)
         sequences = model.extract(given["x"], given["lengths"], batch.present.to(device))
-        conditions = model.conditions(sequences, given["missing"])
+        conditions = model.conditions(sequences, given["missing"], given["conversation"])
         recovered = model.recover(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, 0))
-        for m, (rows, x_rec) in recovered.items():
-            x_m, lengths = sequences[m].x[rows], sequences[m].lengths[rows]
+        for m, (missed, x_rec, _) in recovered.items():
+            x_m, lengths = sequences[m].x[missed], sequences[m].lengths[missed]
             tokens = min(x_m.shape[1], x_rec.x.shape[1])
             real = token_mask(torch.minimum(lengths, x_rec.lengths), tokens)
             truth, guess = (x[:, :tokens][real].double() - means[m] for x in (x_m, x_rec.x))

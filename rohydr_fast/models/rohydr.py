@@ -72,9 +72,15 @@ class RoHyDR(nn.Module):
             sequences[m] = self.extractors[m](x[m][:, :tokens], kept)
         return sequences
 
-    def conditions(self, sequences: Sequences, missing: Tensor) -> dict[str, Condition]:
-        """For each modality that some samples miss, those samples' condition; `missing` is (B, 3)."""
+    def conditions(
+        self, sequences: Sequences, missing: Tensor, conversation: Tensor | None = None
+    ) -> dict[str, Condition]:
+        """For each modality that some samples miss, those samples' condition; `missing` is (B, 3).
+
+        `conversation` (B, 2) says where in which conversation each clip stands, for a method that reads neighbours.
+        """
         columns = self.columns(missing)
+        surveyed = self.recovery.survey(sequences, columns, conversation)
         conditions = {}
         for m, column in columns.items():
             rows = column.nonzero()[:, 0]
@@ -83,7 +89,7 @@ class RoHyDR(nn.Module):
             others = {n: Sequence(*(part[rows] for part in s)) for n, s in sequences.items() if n != m}
             available = {n: ~columns[n][rows] for n in others}
             lengths = self.recovery_lengths(m, others, available)
-            encoded = self.recovery.encode(others, available)
+            encoded = self.recovery.encode(rows, others, available, surveyed)
             conditions[m] = Condition(rows, lengths, others, available, encoded)
         return conditions
 
@@ -141,6 +147,7 @@ class RoHyDR(nn.Module):
         sample_ids: Tensor,
         *,
         seed: int = 0,
+        conversation: Tensor | None = None,
     ) -> Tensor:
         """The sentiment (B,) at test time, from the available modalities and Gaussian noise alone.
 
@@ -149,9 +156,10 @@ class RoHyDR(nn.Module):
             lengths: m -> (B,) real tokens.
             missing: (B, 3) bool. What it marks is not read: changing it changes no bit of the result.
             sample_ids: (B,) int64, with `seed` the key of the noise.
+            conversation: (B, 2) int64, see `conditions`.
         """
         sequences = self.extract(x, lengths, ~missing)
-        recovered = self.recover(self.conditions(sequences, missing), sample_ids, seed=seed)
+        recovered = self.recover(self.conditions(sequences, missing, conversation), sample_ids, seed=seed)
         fused = self.fusion(self.complete(sequences, recovered))
         return self.classifier.sentiment(self.classifier(self.refine(fused)))
 

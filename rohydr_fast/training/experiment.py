@@ -6,22 +6,21 @@ from pathlib import Path
 
 import torch
 
-from ..config import TrainConfig
+from ..config import METHOD_TITLES, TrainConfig
 from ..data.dataset import Dataset, Split
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
-from ..errors import DataError, UsageError
+from ..errors import DataError, MethodUnavailable, UsageError
 from ..evaluation.metrics import majority_metrics, metrics
 from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
 from ..evaluation.tables import metrics_table
 from ..modalities import MODALITIES, NAMES
+from ..models.recovery import METHOD_CLASSES
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
 from .progress import Progress
 from .run_directory import RunDirectory
 from .trainer import Trainer, load_model
-
-RESULT = "RoHyDR"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ def start(config: TrainConfig, out: Path | None) -> Result:
     _check_runtime(config)
     dataset = load(config.data, nonfinite=config.nonfinite)
     modalities = config.model_config(dataset).modalities
+    _check_conversations(config, dataset)
     for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written
         evaluation_missing(spec, split, modalities, seed=config.seed)
     name = f"{dataset.name}-{config.preset}-{spec.name}-s{config.seed}"
@@ -105,6 +105,17 @@ def notes(dataset: Dataset, spec: MissingSpec) -> tuple[str, ...]:
     if absent:
         sentences.append(f"No training clip has {' or '.join(absent)}: the model does without.")
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def _check_conversations(config: TrainConfig, dataset: Dataset) -> None:
+    if not METHOD_CLASSES[config.method].needs_conversations:
+        return
+    for split in (dataset.train, dataset.valid, dataset.test):
+        if split.conversation is None:
+            raise MethodUnavailable(
+                f"--method {config.method}: must have clips in conversation order, with ids such as video$_$3, got "
+                f"{split.ids[0]!r} in {dataset.source} ({split.name}). Use another method or another file."
+            )
 
 
 def _check_runtime(config: TrainConfig) -> None:
@@ -167,7 +178,7 @@ def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
         )
         results[split.name] = metrics(predictions.mean, split.labels)
         save_predictions(run, split, trainer.spec.name, predictions)
-    rows = {RESULT: results["test"], **reference_rows(dataset, dataset.test, predictions)}
+    rows = {METHOD_TITLES[config.method]: results["test"], **reference_rows(dataset, dataset.test, predictions)}
     return rows, predictions.rate, results["valid"], results["test"]
 
 

@@ -55,6 +55,7 @@ class StageBatch:
     sample_id: Tensor  # (B,)
     present: Tensor  # (B, 3): the file has this modality of this clip
     missing: Tensor  # (B, 3): beta, True where a modality is missing or absent
+    conversation: Tensor | None = None  # (B, 2), see `data.dataset.Split.conversation`
 
 
 class Pass(NamedTuple):
@@ -140,7 +141,7 @@ class StageRunner:
         sequences = model.extract(batch.x, batch.lengths, batch.present)
         if GENERATOR in stage.objectives:
             model.recovery.observe(sequences, batch.sample_id)
-        conditions = model.conditions(sequences, batch.missing)
+        conditions = model.conditions(sequences, batch.missing, batch.conversation)
         recovered = model.recover(
             conditions,
             batch.sample_id,

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import ModelConfig, TrainConfig
+from ..data.conversations import conversation_batches
 from ..data.dataset import Dataset, Split, collate, epoch_order
 from ..data.missing import MissingSpec, missing_table, realised_rate
 from ..errors import DataError, FileAccessError
@@ -76,6 +77,8 @@ class Trainer:
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Rows of each batch of an epoch: a function of (seed, epoch)."""
         order = epoch_order(len(self.dataset.train), self.config.seed, epoch)
+        if self.model.recovery.needs_conversations:
+            return conversation_batches(self.dataset.train.conversation, order, self.config.batch_size)
         return [order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
 
     def missing(self, epoch: int, batches: list[np.ndarray]) -> np.ndarray:
@@ -141,6 +144,7 @@ class Trainer:
             sample_id=batch.sample_id,
             present=batch.present.to(device),
             missing=torch.from_numpy(missing[rows]).to(device),
+            conversation=None if batch.conversation is None else batch.conversation.to(device),
         )
 
     def _finish_batch(self, samples: int) -> None:

@@ -7,13 +7,13 @@ import torch
 
 from rohydr_fast.config import PARTS_ABSENT, TrainConfig
 from rohydr_fast.errors import UsageError
-from rohydr_fast.models.recovery import METHODS_HERE
+from rohydr_fast.models.recovery import METHOD_CLASSES
 from rohydr_fast.models.rohydr import RoHyDR
 from tests.small_data import small_dataset
 from tests.small_model import open_up, small_batch, small_config
 
 MISSING = torch.tensor([[True, False, False], [False, True, True], [False, False, False], [True, True, False]])
-METHODS = sorted(METHODS_HERE)
+METHODS = sorted(METHOD_CLASSES)
 
 
 def build(method: str) -> RoHyDR:

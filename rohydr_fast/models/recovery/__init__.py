@@ -3,26 +3,47 @@
 A name that ends in ``-style`` is written from the idea of a paper, and is not that paper's system.
 """
 
-from collections.abc import Callable
-
 from ...config import ModelConfig
 from .base import Condition, Recovered, Recovery, Sequences, Supervision, Target
+from .dicmor import FlowRecovery
 from .diffusion import DiffusionRecovery
 from .fill import MeanFill, ZeroFill
+from .gcnet import GraphRecovery
+from .imder import ScoreRecovery
+from .mmin import ImaginationRecovery
+from .mtmsa import TranslationRecovery
+from .regress import RegressionRecovery
+from .smcmsa import SimilarSampleRecovery
 
-__all__ = ["METHODS_HERE", "Condition", "Recovered", "Recovery", "Sequences", "Supervision", "Target", "make_recovery"]
+__all__ = [
+    "METHOD_CLASSES",
+    "Condition",
+    "Recovered",
+    "Recovery",
+    "Sequences",
+    "Supervision",
+    "Target",
+    "make_recovery",
+]
 
 
 def make_recovery(config: ModelConfig) -> Recovery:
     """The recovery of `config.method`; without HDDM (Table 3) it is zeros."""
     if "hddm" in config.without:
-        return ZeroFill()
-    return METHODS_HERE[config.method](config)
+        return ZeroFill(config)
+    return METHOD_CLASSES[config.method](config)
 
 
-METHODS_HERE: dict[str, Callable[[ModelConfig], Recovery]] = {
+METHOD_CLASSES: dict[str, type[Recovery]] = {
     "rohydr": DiffusionRecovery,
-    "zero": lambda config: ZeroFill(),
-    "mean": lambda config: MeanFill(config.modalities, config.channels),
-    "dropout": lambda config: Recovery(),
+    "zero": ZeroFill,
+    "mean": MeanFill,
+    "dropout": Recovery,
+    "regress": RegressionRecovery,
+    "mmin": ImaginationRecovery,
+    "gcnet": GraphRecovery,
+    "imder": ScoreRecovery,
+    "dicmor": FlowRecovery,
+    "mtmsa": TranslationRecovery,
+    "smcmsa": SimilarSampleRecovery,
 }

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...config import ModelConfig
 from ..sequences import Sequence, token_mask
 
 Sequences = dict[str, Sequence]
@@ -84,11 +85,33 @@ class Recovery(nn.Module):
     term: ClassVar[str] = "L_recovery"
     """The name of its loss in metrics.jsonl."""
 
+    needs_conversations: ClassVar[bool] = False
+    """Whether it reads a clip's neighbours: then a batch must hold whole conversations."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+
     def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
         """Take in the ground truth of a training batch, (B, T, C) each; no gradient. `sample_ids` (B,) int64."""
 
-    def encode(self, others: Sequences, available: dict[str, Tensor]) -> Any:
-        """A tuple of tensors (R, ...) that both recovery and loss read, computed once; None where there is none."""
+    def survey(self, sequences: Sequences, missing: dict[str, Tensor], conversation: Tensor | None) -> Any:
+        """What depends on a whole batch, computed once and given to `encode`.
+
+        Args:
+            sequences: (B, T, C) each.
+            missing: (B,) bool each; what it marks must not be read.
+            conversation: (B, 2) int64, each clip's conversation and place in it, or None.
+        """
+        return None
+
+    def encode(self, rows: Tensor, others: Sequences, available: dict[str, Tensor], surveyed: Any) -> Any:
+        """A NamedTuple of tensors (R, ...) that both recovery and loss read, computed once; None where there is none.
+
+        Args:
+            rows: (R,) samples of the batch.
+            others, available: see `Condition`.
+            surveyed: what `survey` returned.
+        """
         return None
 
     def recover(

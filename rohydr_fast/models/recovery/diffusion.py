@@ -1,40 +1,29 @@
 """RoHyDR's own recovery: the condition encoder E and an HDDM for each modality (Sec. 2.2.1)."""
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...diffusion.sampler import SampleRequest, sample_many, undefined_steps
 from ...diffusion.schedule import Schedule
-from ..condition import ConditionEncoder
-from ..denoiser import Denoiser
 from ..generator import HDDM
-from .base import Condition, Recovery, Sequences, Supervision
+from .base import Condition, Sequences, Supervision
+from .conditioned import ConditionedRecovery, ids_of, make_denoiser
 
 
-class Encoded(NamedTuple):
-    """E and its key mask."""
-
-    tokens: Tensor  # (R, S, W)
-    key_mask: Tensor  # (R, S) bool
-
-
-class DiffusionRecovery(Recovery):
+class DiffusionRecovery(ConditionedRecovery):
     """rohydr: conditional diffusion with a cross-attention denoiser, Eq. 3 for training and Eq. 2 for recovery."""
 
     draws = True
     term = "L_HDDM"
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
+        super().__init__(config)
         schedule = Schedule(config.train_steps, config.beta_start, config.beta_end)
-        self.condition = ConditionEncoder(config.modalities, config.channels, config.width)
         self.hddm = nn.ModuleDict(
             {
                 m: HDDM(
                     m,
-                    Denoiser(config.channels, config.width, config.blocks, config.heads, config.mlp_ratio),
+                    make_denoiser(config),
                     schedule,
                     steps=config.chain_steps,
                     prediction=config.prediction,
@@ -48,10 +37,6 @@ class DiffusionRecovery(Recovery):
         """Let the diffusion's channel statistics take in the ground truth of a batch."""
         for m, hddm in self.hddm.items():
             hddm.norm.update(sequences[m].x.detach(), sequences[m].mask())
-
-    def encode(self, others: Sequences, available: dict[str, Tensor]) -> Encoded:
-        """E of the available modalities: keys and values of the cross-attention."""
-        return Encoded(*self.condition(others, available))
 
     def recover(
         self,
@@ -88,8 +73,3 @@ class DiffusionRecovery(Recovery):
             noise = self.hddm[m].noise_key(seed, ids_of(condition, sample_ids))
             requests.append(self.hddm[m].request(condition.lengths, *condition.encoded, noise, grad_steps=grad_steps))
         return requests
-
-
-def ids_of(condition: Condition, sample_ids: Tensor) -> Tensor:
-    """(R,) the ids of a condition's samples; they stay on the CPU, where noise is keyed."""
-    return sample_ids[condition.rows.to(sample_ids.device)]

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ...config import ModelConfig
 from ..normalise import ChannelNorm
 from ..sequences import Sequence, token_mask, zero_padding
 from .base import Condition, Recovery, Sequences, zeros_for
@@ -21,9 +22,9 @@ class MeanFill(Recovery):
     The mean runs along with training, since the extractor learns.
     """
 
-    def __init__(self, modalities: tuple[str, ...], channels: int):
-        super().__init__()
-        self.norm = nn.ModuleDict({m: ChannelNorm(channels) for m in modalities})
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
 
     def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
         """Let the running means take in the ground truth of a batch."""
