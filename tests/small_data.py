@@ -16,7 +16,7 @@ def small_split(name: str, clips: int, seed: int, tokens: int = 4) -> Split:
         x = rng.normal(size=(clips, tokens, size)) + 0.5 * labels[:, None, None]
         x[np.arange(tokens) >= lengths[:, None]] = 0
         features[m] = x.astype(np.float32)
-    ids = [f"{name}_{i}" for i in range(clips)]
+    ids = [f"{name}{i // 3}$_${i % 3}" for i in range(clips)]  # conversations of three
     return Split(
         name=name,
         features=features,

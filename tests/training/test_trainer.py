@@ -63,6 +63,16 @@ def interrupt_after(trainer: Trainer, stages: int, number: int = signal.SIGINT) 
     trainer.runner.run = run
 
 
+def test_batches_of_a_method_that_reads_neighbours_hold_whole_conversations(make_trainer):
+    trainer = make_trainer(method="gcnet", batch_size=4)
+    split = trainer.dataset.train
+    batches = trainer.batches(1)
+    assert sorted(np.concatenate(batches)) == list(range(len(split)))
+    for rows in batches:
+        inside = np.isin(split.conversation[:, 0], split.conversation[rows, 0])
+        assert sorted(rows) == np.nonzero(inside)[0].tolist()
+
+
 def test_the_same_seed_gives_the_same_file_and_weights(make_trainer):
     first, second, other = make_trainer("one"), make_trainer("two"), make_trainer("three", seed=2)
     for trainer in (first, second, other):
@@ -71,7 +81,11 @@ def test_the_same_seed_gives_the_same_file_and_weights(make_trainer):
     assert torch.equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"strategy": "one-stage"}], ids=["plain", "ema", "one-stage"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ema": 0.9}, {"strategy": "one-stage"}, *({"method": m} for m in ("mean", "imder", "smcmsa", "gcnet"))],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "plain",
+)
 def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_trainer, settings):
     whole = make_trainer("whole", **settings)
     fit(whole)
