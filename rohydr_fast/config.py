@@ -14,6 +14,7 @@ from .modalities import MODALITIES
 SWITCHES = ("hddm", "ur", "d", "mr")
 STRATEGIES = ("three-stage", "two-stage", "one-stage")
 LOSSES = ("nll", "kl", "hybrid")
+SAMPLERS = ("ancestral", "ddim", "dpm++2m", "unipc")
 PREDICTIONS = ("eps", "v", "x0")
 METHOD_TITLES = {
     "rohydr": "RoHyDR",
@@ -62,6 +63,8 @@ class ModelConfig:
     dropout: float = 0.1
     outputs: int = 1  # 1 is regression; 3, 5, 7 are classes
     without: tuple[str, ...] = ()
+    sampler: str = "ancestral"  # see `diffusion.solvers`
+    eta: float = 0.0  # of ddim
     method: str = "rohydr"  # of recovery, see `models.recovery`
     train_clips: int = 0  # of the training split, for the method that remembers them
 
@@ -80,6 +83,7 @@ class ModelConfig:
                 raise UsageError(f"model: {name}, got {width} and {heads}. Change one of them.")
         _choice("prediction", self.prediction, PREDICTIONS)
         _choice("diffusion-loss", self.diffusion_loss, LOSSES)
+        check_sampler(self.sampler, self.eta)
         for switch in self.without:
             _choice("without", switch, SWITCHES)
         _choice("method", self.method, METHODS)
@@ -159,6 +163,8 @@ class TrainConfig:
     chain_grad: str = _option("full", "gradient through the reverse chain: full, last-K such as last-5, or none")
     max_memory: int = _option(2048, "MiB that the reverse chains of a step may keep for their gradient (backend cpp)")
     steps: int | None = _option(None, "reverse steps K (default: the preset's)")
+    sampler: str = _option("ancestral", "how the chain runs: ancestral (Eq. 2), ddim, dpm++2m or unipc")
+    eta: float = _option(0.0, "of --sampler ddim: 0 draws no noise after the start, 1 as much as Eq. 2")
     prediction: str = _option("eps", "what the denoiser predicts: eps (as printed in Eq. 2), v or x0")
     diffusion_loss: str = _option("hybrid", "Eq. 3 as nll (as printed), kl (closed form) or hybrid")
     outputs: int = _option(1, "1 for regression, or 3, 5, 7 classes")
@@ -187,6 +193,7 @@ class TrainConfig:
                 raise UsageError(f"{_flag(name)}: must be {least} or more, got {value}. Change it.")
         if self.outputs not in OUTPUTS:
             raise UsageError(f"--outputs: must be one of {OUTPUTS}, got {self.outputs}. 1 is regression.")
+        check_sampler(self.sampler, self.eta)
         self.grad_steps()
         self.switches()
 
@@ -227,6 +234,8 @@ class TrainConfig:
             aligned_groups=dataset.aligned_groups(),
             prediction=self.prediction,
             diffusion_loss=self.diffusion_loss,
+            sampler=self.sampler,
+            eta=self.eta,
             dropout=self.dropout,
             outputs=self.outputs,
             without=self.switches(),
@@ -234,6 +243,20 @@ class TrainConfig:
             train_clips=len(dataset.train),
             **settings,
         )
+
+
+def check_sampler(sampler: str, eta: float) -> None:
+    """Whether there is such a sampler, and whether it has such an eta.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if sampler not in SAMPLERS:
+        raise UsageError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}. Choose one of them.")
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta: must be between 0 (no noise) and 1 (as much as Eq. 2), got {eta}. Change it.")
+    if eta and sampler != "ddim":
+        raise UsageError(f"eta: belongs to the sampler ddim, got {eta} for {sampler}. Leave it out, or use ddim.")
 
 
 def _flag(name: str) -> str:

@@ -30,6 +30,9 @@ def parser() -> Parser:
     )
     result.add_argument("--missing-rate", type=str, help="one rate for a protocol of training, instead of 0.0 to 0.7")
     result.add_argument("--samples", type=int, default=1, help="recoveries drawn and averaged for each clip")
+    result.add_argument("--sampler", type=str, help="ancestral, ddim, dpm++2m or unipc, instead of the run's")
+    result.add_argument("--steps", type=int, help="reverse steps K, instead of the run's")
+    result.add_argument("--eta", type=float, help="of --sampler ddim, 0 to 1")
     result.add_argument("--split", type=str, default="test", help="test or valid")
     result.add_argument("--data", type=str, help="another place of the run's data file")
     result.add_argument("--seed", type=int, help="seed of patterns and noise (default: the run's)")
@@ -84,6 +87,7 @@ def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
     run_directory = RunDirectory.open(directory)
     config = config_from(run_directory.read_config(), run_directory)
     model, state = load_model(run_directory.checkpoint(options.checkpoint))
+    sampler = model.recovery.resample(options.sampler, options.steps, options.eta)
     pairs = protocol_rows(options.protocol, model.config.modalities, options.missing_rate)
     dataset = load(options.data or config.data, nonfinite=config.nonfinite)
     if dataset.sha256 != state["data_sha256"]:
@@ -93,7 +97,9 @@ def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
         )
     split = getattr(dataset, options.split)
     seed = config.seed if options.seed is None else options.seed
-    drawn = f"-samples{options.samples}" if options.samples > 1 else ""
+    changed = any(value is not None for value in (options.sampler, options.steps, options.eta))
+    drawn = "".join(f"-{name}{value}" for name, value in sampler.items() if changed and value)
+    drawn += f"-samples{options.samples}" if options.samples > 1 else ""
     rows = {}
     for name, spec in pairs:
         predictions = evaluate_split(
@@ -107,6 +113,7 @@ def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
         "split": options.split,
         "checkpoint": options.checkpoint,
         "samples": options.samples,
+        **sampler,
         "seed": seed,
         "rows": rows,
     }

@@ -25,11 +25,12 @@ ReverseLoopRequest<T> loop_request(const char* op, const PackedObject& object, c
   RH_CHECK(tokens < kSizeMax && keys < kSizeMax && steps < kSizeMax,
            op << ": sizes must be below 2^31, got " << tokens << " tokens, " << keys << " keys. Shorten them.");
   array<T>(op, chain[5], name("cond_kv"), {shape.layers, 2, samples, keys, shape.width});
-  array<T>(op, chain[6], name("coefficients"), {steps, 4});
+  r.columns = coefficients.shape(1) == 8 ? 8 : 4;  // with a history, or without
+  array<T>(op, chain[6], name("coefficients"), {steps, r.columns});
   r.coefficients = pointer<T>(coefficients);
-  for (std::int64_t i = 0; i < 4 * steps; ++i) {
+  for (std::int64_t i = 0; i < r.columns * steps; ++i) {
     RH_CHECK(std::isfinite(r.coefficients[i]), op << ": " << name("coefficients") << " must be finite, got "
-                                                  << r.coefficients[i] << " in row " << i / 4
+                                                  << r.coefficients[i] << " in row " << i / r.columns
                                                   << ". Use Schedule.table.");
   }
   r.position = pointer<T>(array<T>(op, chain[2], name("position"), {tokens, shape.width}));

@@ -21,7 +21,8 @@ struct ReverseLoopRequest {
   const T* block_modulation;  // (K, L, 9, W)
   const T* final_modulation;  // (K, 2, W)
   const T* cond_kv;           // (L, 2, B, S, W)
-  const T* coefficients;      // (K, 4)
+  const T* coefficients;      // (K, columns)
+  std::int64_t columns;       // 4, or 8 with a history
   std::uint64_t seed;
   const std::int64_t* sample_ids;  // (B)
   std::uint32_t modality;

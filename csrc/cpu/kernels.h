@@ -117,7 +117,8 @@ struct LoopCall {
   const T* position;           // (T, stride)
   const T* block_modulation;   // (K, L, 9, stride)
   const T* final_modulation;   // (K, 2, stride)
-  const double* coefficients;  // (K, 4) c_x, c_p, log beta, log btilde
+  const double* coefficients;  // (K, columns) c_x, c_p, log beta, log btilde; c_xh, c_hx, c_hp, c_hh
+  std::int64_t columns;        // 4, or 8 with a history
   std::int64_t kept_steps;     // the last so many steps are kept:
   T* states;                   // (kept_steps, B, T, C) gets x_t, or null
   T* kept;  // activations for the way back, see `Kernels::kept_size`, or null; teams of one then

@@ -112,7 +112,7 @@ struct PreparedLoop {
         position(r.position, r.batch.tokens, r.weights->shape().width, stride),
         block_modulation(r.block_modulation, r.steps * r.weights->shape().layers * 9, r.weights->shape().width, stride),
         final_modulation(r.final_modulation, r.steps * 2, r.weights->shape().width, stride),
-        coefficients(r.coefficients, r.coefficients + 4 * r.steps),
+        coefficients(r.coefficients, r.coefficients + r.columns * r.steps),
         grouping(r.batch, rows_of_group, false) {
     call.denoiser = weights->view;
     call.condition = condition_of(r.cond_kv, r.batch, r.weights->shape().width);
@@ -126,6 +126,7 @@ struct PreparedLoop {
     call.block_modulation = block_modulation.data();
     call.final_modulation = final_modulation.data();
     call.coefficients = coefficients.data();
+    call.columns = r.columns;
     call.sample_ids = r.sample_ids;
     call.noise = {r.seed, nullptr, 0, 0, r.modality, 0, kStepStream};
     call.normals = normals;

@@ -31,7 +31,7 @@ class LoopBackwardOf final : public DrawnLoop<T> {
     const Index steps = forward.kept_steps, layers = this->problem_.shape.layers, width = this->problem_.shape.width;
     const auto block_modulation = Exact<T>::copy_of(forward.block_modulation, steps * layers * 9 * width);
     const auto final_modulation = Exact<T>::copy_of(forward.final_modulation, steps * 2 * width);
-    const auto coefficients = Exact<T>::copy_of(forward.coefficients, steps * 4);
+    const auto coefficients = Exact<T>::copy_of(forward.coefficients, steps * forward.columns);
     ReverseLoopBackwardRequest<T> request{};
     request.forward = forward;
     request.forward.steps = steps;

@@ -21,7 +21,8 @@ class DrawnLoop : public WeightedCall<T> {
     request_.block_modulation = this->input(p.steps * p.shape.layers * 9 * width, random, 0.8);
     request_.final_modulation = this->input(p.steps * 2 * width, random, 0.8);
     request_.cond_kv = this->condition(random);
-    request_.coefficients = this->input(p.steps * 4, random, 1);
+    request_.columns = random.bits() % 2 == 0 ? 4 : 8;
+    request_.coefficients = this->input(p.steps * request_.columns, random, 1);
     request_.seed = random.bits();
     ids_ = Exact<Index>(p.samples);
     for (Index i = 0; i < p.samples; ++i) ids_.data()[i] = static_cast<Index>(random.bits() >> 16);

@@ -1,4 +1,4 @@
-"""Ancestral sampling (Eq. 2) with any denoiser of this package."""
+"""Sampling with any denoiser of this package: ancestral (Eq. 2), or by a solver of `diffusion.solvers`."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,6 +28,8 @@ class SampleRequest(NamedTuple):
     prediction: str = "eps"
     noise: NoiseKey | None = None
     grad_steps: int | None = None
+    sampler: str = "ancestral"
+    eta: float = 0.0
 
 
 def sample(
@@ -43,10 +45,12 @@ def sample(
     prediction: str = "eps",
     noise: NoiseKey | None = None,
     grad_steps: int | None = None,
+    sampler: str = "ancestral",
+    eta: float = 0.0,
     backend: str | None = None,
     max_memory: int | None = None,
 ) -> Tensor:
-    """Draw x_0 from noise by K reverse steps (Eq. 2), in the denoiser's normalised units.
+    """Draw x_0 from noise by K reverse steps, in the denoiser's normalised units.
 
     Condition keys and values, modulation and coefficients are computed once, before the loop. All of it runs in the
     wider dtype of `cond` and the denoiser, also under `torch.autocast`.
@@ -63,6 +67,8 @@ def sample(
         prediction: what the network predicts: eps, v or x0.
         noise: the key of the noise, instead of `seed` and the row number.
         grad_steps: gradients run through the last so many steps; None is all of them, 0 none.
+        sampler: ancestral (Eq. 2, with the learned sigma), ddim, dpm++2m or unipc; see `diffusion.solvers`.
+        eta: of ddim, 0 (no noise after the start) to 1.
         backend: see `rohydr_fast.explain`.
         max_memory: bytes to keep for the way back, see `ops.reverse_loop.reverse_loops`; any number by default.
 
@@ -70,14 +76,14 @@ def sample(
         (B, T, C). Rows that `token_mask` leaves out hold numbers without meaning.
 
     Raises:
-        UsageError: shapes or step counts that do not fit, too little memory.
+        UsageError: shapes or step counts that do not fit, an unknown sampler, too little memory.
         BackendUnavailable: the named backend cannot run this call.
 
     Cost: one native call on "cpp" for the loop, and one for all gradients. With `torch.compile(fullgraph=True)` there
     is no graph break.
     """
     request = SampleRequest(
-        denoiser, cond, steps, seed, tokens, key_mask, token_mask, schedule, prediction, noise, grad_steps
+        denoiser, cond, steps, seed, tokens, key_mask, token_mask, schedule, prediction, noise, grad_steps, sampler, eta
     )
     return sample_many([request], backend=backend, max_memory=max_memory)[0]
 
@@ -118,7 +124,8 @@ def _chain(request: SampleRequest) -> Chain:
         noise = NoiseKey(request.seed, torch.arange(cond.shape[0]), 0)
     tokens = token_mask.shape[1] if token_mask is not None else request.tokens or cond.shape[1]
     schedule = Schedule() if request.schedule is None else request.schedule
-    timesteps, coefficients = _table(schedule, request.steps, request.prediction, cond.device)
+    options = (request.prediction, request.sampler, request.eta)
+    timesteps, coefficients = _table(schedule, request.steps, options, cond.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and request.grad_steps != 0):
         weights = denoiser.weights()
         dtype = torch.promote_types(cond.dtype, weights.in_weight.dtype)
@@ -139,28 +146,33 @@ def _chain(request: SampleRequest) -> Chain:
         )
 
 
-def _table(schedule: Schedule, steps: int, prediction: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The timesteps (K,) of a chain, and the coefficients (K, 4) on `device`."""
+def _table(schedule: Schedule, steps: int, options: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The timesteps (K,) of a chain, and the coefficients (K, 4) or (K, 8) on `device`.
+
+    Args:
+        options: prediction, sampler and eta, see `Schedule.table`.
+    """
     if not torch.compiler.is_compiling():
         if device.type != "cpu":
-            return _table_on(schedule, steps, prediction, device)
-        table = schedule.table(steps, prediction)
+            return _table_on(schedule, steps, options, device)
+        table = schedule.table(steps, *options)
         return table.timesteps, table.coefficients
-    # len(range()) makes a constant of an integer that the compiler would keep as a symbol.
-    timesteps, coefficients = _table_numbers(schedule, len(range(steps)), prediction)
+    # len(range()) and a comparison make constants of numbers that the compiler would keep as symbols.
+    prediction, sampler, eta = options
+    timesteps, coefficients = _table_numbers(schedule, len(range(steps)), prediction, sampler, eta if eta else 0.0)
     return torch.tensor(timesteps, device=device), torch.tensor(coefficients, dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=64)
-def _table_on(schedule: Schedule, steps: int, prediction: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _table_on(schedule: Schedule, steps: int, options: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
     """What a device has already: a copy from the host would wait for all that the device has to do."""
     with torch.inference_mode(False), torch.no_grad():
-        table = schedule.table(steps, prediction)
+        table = schedule.table(steps, *options)
         return table.timesteps, table.coefficients.to(device)
 
 
 @constant_when_traced
-def _table_numbers(schedule: Schedule, steps: int, prediction: str) -> tuple[list, list]:
+def _table_numbers(schedule: Schedule, steps: int, *options) -> tuple[list, list]:
     """The table as numbers: of a constant tensor, dynamic shapes would take K for any size that equals it."""
-    table = schedule.table(steps, prediction)
+    table = schedule.table(steps, *options)
     return table.timesteps.tolist(), table.coefficients.tolist()

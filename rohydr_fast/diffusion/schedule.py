@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import PREDICTIONS
+from ..config import PREDICTIONS, check_sampler
 from ..errors import UsageError
+from .solvers import solver_rows
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ReverseTable:
     """What a chain of K steps reads, in ascending order: row i - 1 belongs to step i."""
 
     timesteps: Tensor  # (K,) int64, values in 1..N
-    coefficients: Tensor  # (K, 4) float32: c_x, c_p, log beta, log btilde; see `Schedule.table`
+    coefficients: Tensor  # (K, 4) float32: c_x, c_p, log beta, log btilde; (K, 8) with a history: see `solvers`
 
     def to(self, device: torch.device) -> "ReverseTable":
         """The same table on another device."""
@@ -67,29 +68,46 @@ class Schedule:
             )
         return np.round(self.num_steps - np.arange(steps)[::-1] * (self.num_steps / steps)).astype(np.int64)
 
-    def table(self, steps: int, prediction: str = "eps") -> ReverseTable:
-        """The coefficients of Eq. 2 for a chain of K steps.
+    def table(self, steps: int, prediction: str = "eps", sampler: str = "ancestral", eta: float = 0.0) -> ReverseTable:
+        """The coefficients for a chain of K steps: of Eq. 2 ("ancestral"), or of a sampler of `diffusion.solvers`.
 
         Eq. 2 read literally, with one gamma in both places, diverges (docs/deviations.md). The mean that is right is
         DDPM's, mu = (x_t - beta / sqrt(1 - abar_t) eps) / sqrt(alpha), linear in x_t and in the network's prediction:
         mu = c_x x_t + c_p prediction, whether it predicts eps, v = sqrt(abar) eps - sqrt(1 - abar) x_0, or x_0.
         btilde = beta (1 - abar_s) / (1 - abar_t), which is 0 at the first step, is replaced there by the second's.
+
+        Raises:
+            UsageError: an unknown prediction or sampler, K outside 1..N, an eta outside 0..1 or without ddim.
         """
-        timesteps, rows = _table(self, steps, prediction)
+        timesteps, rows = _table(self, steps, prediction, sampler, eta)
         return ReverseTable(torch.tensor(timesteps), torch.tensor(rows))
 
 
 @lru_cache(maxsize=64)  # every call of a sampler asks, and the answer takes longer than a small network's step
-def _table(schedule: Schedule, steps: int, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+def _table(schedule: Schedule, steps: int, prediction: str, sampler: str, eta: float) -> tuple[np.ndarray, np.ndarray]:
     """`Schedule.table` as read-only arrays."""
     if prediction not in PREDICTIONS:
         raise UsageError(f"schedule: prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
+    check_sampler(sampler, eta)
     t = schedule.timesteps(steps)
     abar, abar_before = schedule.alphas_bar[t], schedule.alphas_bar[np.concatenate([[0], t[:-1]])]
+    rows = (
+        _ancestral_rows(abar, abar_before, prediction)
+        if sampler == "ancestral"
+        else solver_rows(abar, abar_before, prediction, sampler, eta)
+    )
+    arrays = t, rows.astype(np.float32)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+def _ancestral_rows(abar: np.ndarray, abar_before: np.ndarray, prediction: str) -> np.ndarray:
+    """Eq. 2, see `Schedule.table`."""
     alpha = abar / abar_before
     beta = 1 - alpha
     posterior = beta * (1 - abar_before) / (1 - abar)
-    posterior[0] = posterior[1] if steps > 1 else beta[0]
+    posterior[0] = posterior[1] if len(posterior) > 1 else beta[0]
     c_x, c_eps = 1 / np.sqrt(alpha), -beta / np.sqrt((1 - abar) * alpha)
     if prediction == "v":  # eps = sqrt(abar) v + sqrt(1 - abar) x_t
         c_x, c_p = c_x + c_eps * np.sqrt(1 - abar), c_eps * np.sqrt(abar)
@@ -97,8 +115,4 @@ def _table(schedule: Schedule, steps: int, prediction: str) -> tuple[np.ndarray,
         c_x, c_p = c_x + c_eps / np.sqrt(1 - abar), -c_eps * np.sqrt(abar / (1 - abar))
     else:
         c_p = c_eps
-    rows = np.stack([c_x, c_p, np.log(beta), np.log(posterior)], 1)
-    arrays = t, rows.astype(np.float32)
-    for array in arrays:
-        array.flags.writeable = False
-    return arrays
+    return np.stack([c_x, c_p, np.log(beta), np.log(posterior)], 1)

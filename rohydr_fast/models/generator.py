@@ -17,9 +17,19 @@ class HDDM(nn.Module):
     """The high-dimensional diffusion model of one modality: Eq. 3 for training, Eq. 2 for recovery."""
 
     def __init__(
-        self, modality: str, denoiser: Denoiser, schedule: Schedule, *, steps: int, prediction: str, loss: str
+        self,
+        modality: str,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        *,
+        steps: int,
+        prediction: str,
+        loss: str,
+        sampler: str = "ancestral",
+        eta: float = 0.0,
     ):
         super().__init__()
+        self.sampler, self.eta = sampler, eta  # settings of recovery alone, as `steps`: they can change at any time
         self.modality_index = MODALITIES.index(modality)
         self.denoiser = denoiser
         self.norm = ChannelNorm(denoiser.channels)
@@ -54,7 +64,7 @@ class HDDM(nn.Module):
         *,
         grad_steps: int | None = None,
     ) -> SampleRequest:
-        """The reverse chain from Gaussian noise that recovers this modality (Eq. 2), for `sample_many`.
+        """The reverse chain from Gaussian noise that recovers this modality (Eq. 2, or a solver), for `sample_many`.
 
         Args:
             lengths: (B,) tokens to recover for each sample.
@@ -71,6 +81,8 @@ class HDDM(nn.Module):
             prediction=self.prediction,
             noise=noise,
             grad_steps=grad_steps,
+            sampler=self.sampler,
+            eta=self.eta,
         )
 
     def recovered(self, x_0: Tensor, lengths: Tensor) -> Sequence:

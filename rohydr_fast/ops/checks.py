@@ -240,10 +240,10 @@ def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Ten
 
 
 def _check_coefficients(op: str, coefficients: Tensor) -> int:
-    """The number of steps K >= 1 of a finite table (K, 4)."""
+    """The number of steps K >= 1 of a finite table (K, 4), or (K, 8) with a history."""
     advice = "Use Schedule.table(K) with K >= 1."
-    if coefficients.dim() != 2 or coefficients.shape[1] != 4 or not coefficients.is_floating_point():
-        fail(op, "coefficients", "be (K, 4) of a float dtype", _what(coefficients), advice)
+    if coefficients.dim() != 2 or coefficients.shape[1] not in (4, 8) or not coefficients.is_floating_point():
+        fail(op, "coefficients", "be (K, 4) or (K, 8) of a float dtype", _what(coefficients), advice)
     if coefficients.shape[0] < 1:
         fail(op, "coefficients", "have at least one step", coefficients.shape[0], advice)
     _check_finite(op, "coefficients", coefficients, "Use Schedule.table.")

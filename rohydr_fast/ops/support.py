@@ -133,11 +133,13 @@ def philox_cuda(**call) -> Verdict:
     return cuda_device()
 
 
-def cuda_loop(*, dtype=None, needs_grad=False, loops=(), **call) -> Verdict:
+def cuda_loop(*, dtype=None, needs_grad=False, loops=(), history=False, **call) -> Verdict:
     """The whole reverse loop in one launch, and its gradients: within the limits of the kernels."""
     usable, reason = _cuda_fused(dtype=dtype, needs_grad=needs_grad, **call)
     if not usable:
         return False, reason
+    if history:
+        return False, "the CUDA kernel has no history, which the samplers dpm++2m and unipc need; ddim needs none"
     from .reverse_loop import cuda
 
     name = _name(dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rohydr_fast.config import PREDICTIONS
 from rohydr_fast.diffusion.schedule import Schedule
+from rohydr_fast.diffusion.solvers import SILENT
 from rohydr_fast.ops.denoiser_block.reference import BlockWeights
 from rohydr_fast.ops.reverse_loop.reference import DenoiserWeights, Modulation, NoiseKey
 
@@ -174,6 +175,16 @@ def take_modulation(modulation: Tensor | Modulation, chosen: Tensor) -> Tensor |
     if isinstance(modulation, Tensor):
         return modulation[chosen] if modulation.dim() == 3 else modulation
     return Modulation(*(part[chosen] for part in modulation)) if modulation.final.dim() == 3 else modulation
+
+
+def with_history(arguments: dict, seed: int) -> dict:
+    """The reverse loop of a sampler with a history, of random coefficients; every third one draws no noise."""
+    rng = np.random.default_rng(seed)
+    table = arguments["coefficients"].clone()
+    if seed % 3 == 0:
+        table[:, 2:] = SILENT
+    history = torch.from_numpy(rng.uniform(-0.7, 0.7, (len(table), 4)).astype(np.float32))
+    return arguments | {"coefficients": torch.cat([table, history], 1)}
 
 
 def take(arguments: dict, samples: list[int]) -> dict:

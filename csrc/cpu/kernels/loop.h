@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// All steps of Eq. 2 on the rows of a group: x_{t-1} = c_x x_t + c_p prediction + sigma z.
+// All steps of Eq. 2 on the rows of a group: x_{t-1} = c_x x_t + c_p prediction + sigma z. A sampler with a history h,
+// which starts as 0, adds c_xh h to that, and makes c_hx x_t + c_hp prediction + c_hh h the next one.
 #pragma once
 
 #include "denoiser.h"
@@ -27,6 +28,11 @@ void for_noise_of(const Network<T>& net, NormalKernel normals, const PhiloxReque
   });
 }
 
+// Both logs of a variance of 0, see rohydr_fast/diffusion/solvers.py: there is no noise to draw.
+constexpr double kSilent = -1e4;
+
+inline bool draws_noise(Index step, const double* c) { return step > 1 && (c[2] > kSilent || c[3] > kSilent); }
+
 template <class T>
 struct LoopState {
   Network<T>& net;
@@ -38,6 +44,8 @@ struct LoopState {
   Modulation<T> final_modulation_of(Index step) const {
     return {call.final_modulation + (step - 1) * 2 * net.m.stride, 0};
   }
+  const double* coefficients_of(Index step) const { return call.coefficients + call.columns * (step - 1); }
+  bool has_history() const { return call.columns > 4; }
   Index state_size() const { return call.samples * call.tokens * net.denoiser.channels; }
 
   void read(const T* array, T* rows) const {
@@ -52,7 +60,13 @@ struct LoopState {
     net.predict(call.position, modulation_of(step), final_modulation_of(step), tape_of);
   }
 
+  void clear_history() const {
+    const Index stride = net.m.channel_stride;
+    for (Index i = net.own.first * stride; i < net.own.last * stride; ++i) net.m.history[i] = T(0);
+  }
+
   // x_{t-1} = c_x x_t + c_p prediction + sigma z, sigma = exp(log_variance / 2) with log_variance linear in v.
+  template <bool kHistory>
   void update_rows(Index first, Index last, const double* c, const float* z) const {
     constexpr int N = kLanes<T>;
     constexpr double kHalfLog2e = 0.5 * 1.44269504088896340736;
@@ -71,6 +85,13 @@ struct LoopState {
           const Vector<float, N> noise = load<float, N>(z + (row - first) * channels + i);
           next = multiply_add<T, N>(sigma, __builtin_convertvector(noise, Vector<T, N>), next);
         }
+        if constexpr (kHistory) {
+          T* const history = net.m.history + row * net.m.channel_stride + i;
+          const Vector<T, N> h = load<T, N>(history);
+          const Vector<T, N> kept = multiply_add<T, N>(h, static_cast<T>(c[7]), load<T, N>(x + i) * static_cast<T>(c[5]));
+          store<T, N>(history, multiply_add<T, N>(load<T, N>(prediction + i), static_cast<T>(c[6]), kept));
+          next = multiply_add<T, N>(h, static_cast<T>(c[4]), next);
+        }
         store<T, N>(x + i, next);
       }
     }
@@ -85,10 +106,13 @@ struct LoopState {
                  [&](Index, Index first, Index last, const float* z) { visit(first, last, z); });
   }
 
-  void update(Index step) const {
-    const double* const c = call.coefficients + 4 * (step - 1);
-    if (step == 1) return update_rows(net.own.first, net.own.last, c, nullptr);
-    for_noise(step, [&](Index first, Index last, const float* z) { update_rows(first, last, c, z); });
+  void update(Index step) const { has_history() ? update_as<true>(step) : update_as<false>(step); }
+
+  template <bool kHistory>
+  void update_as(Index step) const {
+    const double* const c = coefficients_of(step);
+    if (!draws_noise(step, c)) return update_rows<kHistory>(net.own.first, net.own.last, c, nullptr);
+    for_noise(step, [&](Index first, Index last, const float* z) { update_rows<kHistory>(first, last, c, z); });
   }
 };
 
@@ -107,6 +131,7 @@ Index reverse_loop(const LoopCall<T>& call, const Group& group, const Team& team
   LoopState<T> state{net, call};
   net.prepare_condition();
   state.read(call.x, m.x_t);
+  if (state.has_history()) state.clear_history();
   const KeptLayout<T> layout(call.denoiser, group, m);
   for (Index step = call.steps; step >= 1; --step) {
     const bool keep = step <= call.kept_steps;

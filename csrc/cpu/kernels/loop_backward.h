@@ -10,12 +10,14 @@ namespace rohydr {
 namespace {
 
 // b.dx, the gradient of x_{t-1}, becomes b.doutput and the part of the gradient of x_t that does not go through the
-// network.
+// network. So does, with it, m.history, the gradient of the history that the step leaves, which becomes that of the
+// history that it finds: it is linear in both.
 template <class T>
 struct UpdateBackward {
   const LoopState<T>& state;
   const BackwardMemory<T>& b;
 
+  template <bool kHistory>
   void rows(Index first, Index last, const double* c, const float* z) const {
     constexpr int N = kLanes<T>;
     constexpr double kHalfLog2e = 0.5 * 1.44269504088896340736;
@@ -29,7 +31,12 @@ struct UpdateBackward {
       T* const g = b.dx + row * m.channel_stride;
       T* const to = b.doutput + row * m.output_stride;
       const T* const v = m.output + row * m.output_stride + channels;
-      for (Index i = 0; i < channels; i += N) store<T, N>(to + i, load<T, N>(g + i) * c_p);
+      T* const gh = m.history + row * m.channel_stride;
+      for (Index i = 0; i < channels; i += N) {
+        Vector<T, N> dp = load<T, N>(g + i) * c_p;
+        if constexpr (kHistory) dp = multiply_add<T, N>(load<T, N>(gh + i), static_cast<T>(c[6]), dp);
+        store<T, N>(to + i, dp);
+      }
       for (Index i = 0; i < channels; i += N) {
         Vector<T, N> dv{};
         if (z != nullptr) {
@@ -39,15 +46,25 @@ struct UpdateBackward {
           dv = load<T, N>(g + i) * __builtin_convertvector(noise, Vector<T, N>) * sigma * change;
         }
         store<T, N>(to + channels + i, dv);
-        store<T, N>(g + i, load<T, N>(g + i) * c_x);
+        const Vector<T, N> gradient = load<T, N>(g + i);
+        Vector<T, N> dx = gradient * c_x;
+        if constexpr (kHistory) {
+          const Vector<T, N> of_history = load<T, N>(gh + i);
+          dx = multiply_add<T, N>(of_history, static_cast<T>(c[5]), dx);
+          store<T, N>(gh + i, multiply_add<T, N>(of_history, static_cast<T>(c[7]), gradient * static_cast<T>(c[4])));
+        }
+        store<T, N>(g + i, dx);
       }
     }
   }
 
-  void step(Index number) const {
-    const double* const c = state.call.coefficients + 4 * (number - 1);
-    if (number == 1) return rows(0, state.net.group.rows, c, nullptr);
-    state.for_noise(number, [&](Index first, Index last, const float* z) { rows(first, last, c, z); });
+  void step(Index number) const { state.has_history() ? step_as<true>(number) : step_as<false>(number); }
+
+  template <bool kHistory>
+  void step_as(Index number) const {
+    const double* const c = state.coefficients_of(number);
+    if (!draws_noise(number, c)) return rows<kHistory>(0, state.net.group.rows, c, nullptr);
+    state.for_noise(number, [&](Index first, Index last, const float* z) { rows<kHistory>(first, last, c, z); });
   }
 };
 
@@ -63,6 +80,7 @@ Index reverse_loop_backward(const BackwardCall<T>& call, const DenoiserGradient<
   space.net.prepare_condition();
   space.net.place_gates(0);
   state.read(call.out_gradient, space.b.dx);
+  if (state.has_history()) state.clear_history();  // nothing reads what the last step leaves
   const KeptLayout<T> layout(forward.denoiser, group, space.m);
   for (Index step = 1; step <= forward.steps; ++step) {
     const Modulation<T> modulation = state.modulation_of(step), final_modulation = state.final_modulation_of(step);

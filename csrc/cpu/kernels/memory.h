@@ -67,6 +67,7 @@ struct Memory {
   Index channel_stride;
   Index lanes;          // of q_lines and attended
   T* x_t;               // (rows, channel_stride)
+  T* history;           // (rows, channel_stride) of a sampler that has one
   T* h;                 // (rows, stride) the residual stream
   T* normal;            // (rows, stride) modulated LayerNorm
   T* qkv[2];            // (rows, qkv_stride)
@@ -118,6 +119,7 @@ Index carve(const DenoiserView<T>& denoiser, const Group& group, int team_size, 
   m.output = take(rows * m.output_stride + N);
   m.gate_offset = reinterpret_cast<Index*>(take(rows * static_cast<Index>(sizeof(Index) / sizeof(T))));
   m.cross_largest = take(denoiser.layers * group.member_count * denoiser.width);
+  m.history = take(rows * m.channel_stride);
   for (int member = 0; member < team_size; ++member) {
     T* const q_lines = take(width * m.lanes);
     T* const attended = take(width * m.lanes);

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
+from ...errors import UsageError
 from ..sequences import Sequence, token_mask
 
 Sequences = dict[str, Sequence]
@@ -135,6 +136,19 @@ class Recovery(nn.Module):
     def loss(self, given: Supervision) -> Tensor:
         """What the method learns from in stage 1 besides L_UR, (); summed over modalities."""
         return given.label.new_zeros(())
+
+    def resample(self, sampler: str | None, steps: int | None, eta: float | None) -> dict[str, str | int | float]:
+        """Recover by another sampler, number of steps or eta from now on; None keeps what is.
+
+        Returns:
+            sampler, steps and eta that are used; empty for a method that has none.
+
+        Raises:
+            UsageError: an impossible choice, or a method without a sampler.
+        """
+        if sampler is not None or steps is not None or eta is not None:
+            raise UsageError("--sampler, --steps, --eta: must be given for a run of --method rohydr. Leave them out.")
+        return {}
 
     def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, tuple]:
         """The modalities whose recovery leaves the finite numbers: (first step that does, steps). Runs them again."""

@@ -28,6 +28,8 @@ class DiffusionRecovery(ConditionedRecovery):
                     steps=config.chain_steps,
                     prediction=config.prediction,
                     loss=config.diffusion_loss,
+                    sampler=config.sampler,
+                    eta=config.eta,
                 )
                 for m in config.modalities
             }
@@ -59,6 +61,18 @@ class DiffusionRecovery(ConditionedRecovery):
             noise = self.hddm[m].noise_key(given.seed, ids_of(condition, given.sample_ids))
             total = total + self.hddm[m].eq3_loss(truth, *condition.encoded, noise)
         return total
+
+    def resample(self, sampler: str | None, steps: int | None, eta: float | None) -> dict[str, str | int | float]:
+        """See `Recovery.resample`. Another sampler than ddim leaves no eta behind."""
+        now = next(iter(self.hddm.values()))
+        sampler = now.sampler if sampler is None else sampler
+        steps = now.steps if steps is None else steps
+        if eta is None:
+            eta = now.eta if sampler == "ddim" else 0.0
+        now.schedule.table(steps, now.prediction, sampler, eta)  # refuses what cannot be
+        for hddm in self.hddm.values():
+            hddm.sampler, hddm.steps, hddm.eta = sampler, steps, eta
+        return {"sampler": sampler, "steps": steps, "eta": eta}
 
     def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, tuple]:
         """The chains that leave the finite numbers."""

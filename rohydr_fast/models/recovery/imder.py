@@ -42,10 +42,10 @@ class VarianceExploding:
         """Deviation of the noise in x_t, for t in 0..1."""
         return np.sqrt((SIGMA ** (2 * t) - 1) / (2 * math.log(SIGMA)))
 
-    def table(self, steps: int, prediction: str = "eps") -> ReverseTable:
+    def table(self, steps: int, *options) -> ReverseTable:
         """Euler-Maruyama from t = 1 to 0 in `steps` equal steps; without noise in the last, as usual.
 
-        x' = x - g^2 dt / std eps + g sqrt(dt) z, in units of y.
+        x' = x - g^2 dt / std eps + g sqrt(dt) z, in units of y. There are no options: eps, ancestral.
         """
         t = np.arange(1, steps + 1) / steps
         std, scale, scale_after = self.std(t), self._scale(t), self._scale(t - 1 / steps)

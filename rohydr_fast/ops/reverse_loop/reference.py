@@ -26,7 +26,7 @@ class Chain(NamedTuple):
     modulation: Modulation
     cond_kv: Tensor  # (L, 2, B, S, W)
     weights: DenoiserWeights
-    coefficients: Tensor  # (K, 4)
+    coefficients: Tensor  # (K, 4), or (K, 8) with a history
     noise: NoiseKey
     num_heads: int
     token_mask: Tensor | None = None  # (B, T) bool
@@ -51,9 +51,19 @@ def reverse_step(x: Tensor, prediction: Tensor, v: Tensor, coefficients: Tensor,
     Args:
         coefficients: (4,) c_x, c_p, log beta_t, log btilde_t; one row of `Schedule.table`.
     """
-    c_x, c_p, log_beta, log_posterior = coefficients.to(x.dtype).unbind()
+    c_x, c_p, log_beta, log_posterior = coefficients[:4].to(x.dtype).unbind()
     mu = c_x * x + c_p * prediction
     return mu if z is None else mu + torch.exp(0.5 * log_variance(v, log_beta, log_posterior)) * z
+
+
+def next_history(x: Tensor, prediction: Tensor, history: Tensor, coefficients: Tensor) -> Tensor:
+    """h' = c_hx x + c_hp prediction + c_hh h of a sampler with a history, see `diffusion.solvers`.
+
+    Args:
+        coefficients: (8,), a row of the table of such a sampler.
+    """
+    c_hx, c_hp, c_hh = coefficients[5:].to(x.dtype).unbind()
+    return c_hx * x + c_hp * prediction + c_hh * history
 
 
 def step_noise(x: Tensor, noise: NoiseKey, *, step: int, stream: philox.Stream) -> Tensor:
@@ -91,7 +101,8 @@ def reverse_loop(
     Args:
         x: (B, T, C) x_K, unit normal.
         position, modulation, cond_kv, weights, masks: see `denoiser`; modulation has K rows, (K, L, 9, W), (K, 2, W).
-        coefficients: (K, 4), see `reverse_step`.
+        coefficients: (K, 4), see `reverse_step`; (K, 8) of a sampler with a history, which starts as 0: then the fifth
+            column times the history is added to each step's result.
         noise: the key of z_i for i = K..2; z_1 = 0.
         grad_steps: gradients run through the last `grad_steps` steps; None means all K, 0 means none.
         states: receives x_t (B, T, C) of steps K..1, in this order.
@@ -101,6 +112,7 @@ def reverse_loop(
         (B, T, C) x_0. Rows that `token_mask` leaves out hold numbers without meaning.
     """
     steps = len(coefficients)
+    history = torch.zeros_like(x) if coefficients.shape[1] == 8 else None
     grad_steps = steps if grad_steps is None else grad_steps
     for i in range(steps, 0, -1):
         if states is not None:
@@ -111,5 +123,9 @@ def reverse_loop(
                 x, position, row, cond_kv, weights, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask
             )
             z = step_noise(x, noise, step=i, stream=philox.Stream.STEP) if i > 1 else None
-            x = reverse_step(x, prediction, v, coefficients[i - 1], z)
+            following = reverse_step(x, prediction, v, coefficients[i - 1], z)
+            if history is not None:
+                following = following + coefficients[i - 1, 4].to(x.dtype) * history
+                history = next_history(x, prediction, history, coefficients[i - 1])
+            x = following
     return x
