@@ -3,9 +3,9 @@
     python benchmarks/sampler_curve.py RUN [RUN ...] [--samplers ...] [--steps ...] [--json FILE] [--markdown FILE]
 
 Each run, trained by `python -m rohydr_fast.train`, is evaluated on its validation split under its own missing pattern
-by every sampler with every number of steps; the weights stay what they are. A standard error is that of the mean over the
-clips of all runs. The smallest number of steps whose ACC2 is within one standard error of that of the largest one is
-named for each sampler. The test split is not read.
+by every sampler with every number of steps; the weights stay what they are. A standard error is that of the mean over
+the clips of all runs. The smallest number of steps whose ACC2 is within one standard error of that of the largest one
+is named for each sampler. The test split is not read.
 """
 
 import argparse

@@ -1,20 +1,10 @@
 """``python -m rohydr_fast.evaluate``: a trained run under every missing rate, or every set of modalities."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from .cli import Parser, make_parser, print_json, run
-from .errors import UsageError
-
-COLUMNS = (
-    ("realised_missing_rate", "rate"),
-    ("Non0_acc_2", "ACC2"),
-    ("Non0_F1_score", "F1"),
-    ("Mult_acc_7", "ACC7"),
-    ("MAE", "MAE"),
-    ("Corr", "Corr"),
-    ("n", "n"),
-)
 
 
 def parser() -> Parser:
@@ -48,20 +38,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
+    from .evaluation.runs import COLUMNS, Evaluation, evaluate_run
     from .evaluation.tables import aggregate, aggregate_table, metrics_table
     from .ops.registry import backend, select
 
-    for name, choices in (("split", ("test", "valid")), ("checkpoint", ("best", "last"))):
-        value = getattr(options, name)
-        if value not in choices:
-            raise UsageError(f"--{name}: must be {' or '.join(choices)}, got {value!r}. Choose one of them.")
-    if options.samples < 1:
-        raise UsageError(f"--samples: must be 1 or more, got {options.samples}. Use for example --samples 8.")
+    asked = Evaluation(**{field.name: getattr(options, field.name) for field in fields(Evaluation)})
     select("reverse_loop", options.backend)
     documents, sentences = [], {}
     with backend(options.backend):
         for directory in options.directories:
-            document, notes = _evaluate(Path(directory), options)
+            document, notes = evaluate_run(Path(directory), asked, data=options.data)
             documents.append(document)
             sentences |= dict.fromkeys(notes)
     rows = [document["rows"] for document in documents]
@@ -70,56 +56,6 @@ def _command(options) -> None:
         print(f"note: {sentence}")
     if options.json:
         print_json(documents[0] if len(documents) == 1 else {"runs": documents})
-
-
-def _evaluate(directory: Path, options) -> tuple[dict, list[str]]:
-    """Evaluate one run under the protocol, keep the result in its directory, return it with the notes on its data."""
-    from .data.loading import load
-    from .errors import DataError
-    from .evaluation.metrics import metrics
-    from .evaluation.predict import evaluate_split
-    from .evaluation.protocols import protocol_rows
-    from .evaluation.tables import metrics_table
-    from .training.experiment import config_from, notes, save_predictions
-    from .training.run_directory import RunDirectory
-    from .training.trainer import load_model
-
-    run_directory = RunDirectory.open(directory)
-    config = config_from(run_directory.read_config(), run_directory)
-    model, state = load_model(run_directory.checkpoint(options.checkpoint))
-    sampler = model.recovery.resample(options.sampler, options.steps, options.eta)
-    pairs = protocol_rows(options.protocol, model.config.modalities, options.missing_rate)
-    dataset = load(options.data or config.data, nonfinite=config.nonfinite)
-    if dataset.sha256 != state["data_sha256"]:
-        raise DataError(
-            f"{dataset.source}: must be the file that the run was trained on (SHA-256 {state['data_sha256'][:12]}), "
-            f"got {dataset.sha256[:12]}. Name the right file with --data."
-        )
-    split = getattr(dataset, options.split)
-    seed = config.seed if options.seed is None else options.seed
-    changed = any(value is not None for value in (options.sampler, options.steps, options.eta))
-    drawn = "".join(f"-{name}{value}" for name, value in sampler.items() if changed and value)
-    drawn += f"-samples{options.samples}" if options.samples > 1 else ""
-    rows = {}
-    for name, spec in pairs:
-        predictions = evaluate_split(
-            model, dataset, split, spec, seed=seed, samples=options.samples, batch_size=config.batch_size
-        )
-        rows[name] = {"realised_missing_rate": predictions.rate, **metrics(predictions.mean, split.labels)}
-        save_predictions(run_directory, split, f"{options.protocol}-{name}{drawn}", predictions)
-    document = {
-        "run_dir": str(run_directory.path),
-        "protocol": options.protocol,
-        "split": options.split,
-        "checkpoint": options.checkpoint,
-        "samples": options.samples,
-        **sampler,
-        "seed": seed,
-        "rows": rows,
-    }
-    table = metrics_table(rows, COLUMNS)
-    run_directory.write_evaluation(f"{options.protocol}-{options.split}{drawn}", document, table)
-    return document, [sentence for _, spec in pairs for sentence in notes(dataset, spec)]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Predictions:
     std: np.ndarray  # (N,) float32, 0 with one recovery
     missing: np.ndarray  # (N, 3) bool
     rate: float  # realised missing rate
+    draws: np.ndarray  # (N, K) float32
 
 
 def evaluation_missing(
@@ -112,7 +113,8 @@ def predict(
                 break
     model.train(training)
     rate = realised_rate(missing, split.present(), model.config.modalities)
-    return Predictions(draws.mean(1).astype(np.float32), draws.std(1).astype(np.float32), missing, rate)
+    mean, deviation = draws.mean(1).astype(np.float32), draws.std(1).astype(np.float32)
+    return Predictions(mean, deviation, missing, rate, draws.astype(np.float32))
 
 
 def missing_something(missing: np.ndarray, model: RoHyDR) -> bool:

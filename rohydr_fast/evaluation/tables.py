@@ -68,7 +68,7 @@ def aggregate_table(
 
 def _statistics(key: str, values: list) -> Statistics | None:
     flag = key == "constant_prediction"
-    if any(isinstance(value, str) or (isinstance(value, bool) and not flag) for value in values):
+    if any(isinstance(value, str | dict) or (isinstance(value, bool) and not flag) for value in values):
         return None
     numbers = [float(value) for value in values if value is not None]
     if not numbers:
@@ -81,7 +81,7 @@ def _statistics(key: str, values: list) -> Statistics | None:
 
 
 def _in_percent(key: str) -> bool:
-    return "acc" in key or "F1" in key
+    return "acc" in key or "F1" in key or "covered" in key
 
 
 def _number(key: str, value: float) -> str:

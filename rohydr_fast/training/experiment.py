@@ -14,6 +14,7 @@ from ..errors import DataError, MethodUnavailable, UsageError
 from ..evaluation.metrics import majority_metrics, metrics
 from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
 from ..evaluation.tables import metrics_table
+from ..evaluation.uncertainty import interval_of_draws
 from ..modalities import MODALITIES, NAMES
 from ..models.recovery import METHOD_CLASSES
 from ..ops.registry import backend as use_backend
@@ -182,8 +183,11 @@ def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
     return rows, predictions.rate, results["valid"], results["test"]
 
 
-def save_predictions(run: RunDirectory, split: Split, name: str, predictions: Predictions) -> None:
-    """Keep what a table was computed from."""
+def save_predictions(
+    run: RunDirectory, split: Split, name: str, predictions: Predictions, radius: float | None = None
+) -> None:
+    """Keep what a table was computed from, with the 80 % interval of the draws, and the conformal one's half width."""
+    low, high = interval_of_draws(predictions.draws)
     run.write_predictions(
         split.name,
         name,
@@ -192,6 +196,9 @@ def save_predictions(run: RunDirectory, split: Split, name: str, predictions: Pr
             "label": split.labels,
             "prediction": predictions.mean,
             "std": predictions.std,
+            "low": low.astype("float32"),
+            "high": high.astype("float32"),
             "missing": predictions.missing,
+            **({} if radius is None else {"conformal_radius": radius}),
         },
     )
