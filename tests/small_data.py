@@ -36,3 +36,21 @@ def small_dataset(**clips: int) -> Dataset:
         sha256="0" * 64,
         **{name: small_split(name, count, seed) for seed, (name, count) in enumerate(sizes.items())},
     )
+
+
+def small_tree(**changes) -> dict:
+    """A small file in MMSA's schema; `changes` replace arrays of the training split."""
+    dataset, result = small_dataset(), {}
+    for split in (dataset.train, dataset.valid, dataset.test):
+        keys = {"a": "audio", "t": "text", "v": "vision"}
+        result[split.name] = {
+            **{keys[m]: split.features[m] for m in DIMS},
+            "regression_labels": split.labels,
+            "id": np.array(split.ids),
+        }
+    for key, value in changes.items():
+        if value is None:
+            del result["train"][key]
+        else:
+            result["train"][key] = value
+    return result

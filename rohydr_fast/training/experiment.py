@@ -39,8 +39,8 @@ def missing_spec(config: TrainConfig) -> MissingSpec:
     return MissingSpec.parse(config.protocol, config.missing_rate, config.available)
 
 
-def start(config: TrainConfig, out: Path | None) -> Result:
-    """Train with `config` in a new run directory.
+def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None) -> Result:
+    """Train with `config` in a new run directory; `dataset` is that of `config`, where it has been read already.
 
     Raises:
         UsageError, DataError, BackendUnavailable: before anything is written.
@@ -48,7 +48,7 @@ def start(config: TrainConfig, out: Path | None) -> Result:
     """
     spec = missing_spec(config)
     _check_runtime(config)
-    dataset = load(config.data, nonfinite=config.nonfinite)
+    dataset = dataset or load(config.data, nonfinite=config.nonfinite)
     modalities = config.model_config(dataset).modalities
     _check_conversations(config, dataset)
     for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written

@@ -13,30 +13,12 @@ import torch
 
 from rohydr_fast import evaluate, train
 from rohydr_fast.data import containers
-from tests.small_data import DIMS, small_dataset
+from tests.small_data import small_tree as tree
 
 QUICK = ["--epochs", "1", "--steps", "2", "--batch-size", "5"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tree(**changes) -> dict:
-    """A small file in MMSA's schema; `changes` replace arrays of the training split."""
-    dataset, result = small_dataset(), {}
-    for split in (dataset.train, dataset.valid, dataset.test):
-        keys = {"a": "audio", "t": "text", "v": "vision"}
-        result[split.name] = {
-            **{keys[m]: split.features[m] for m in DIMS},
-            "regression_labels": split.labels,
-            "id": np.array(split.ids),
-        }
-    for key, value in changes.items():
-        if value is None:
-            del result["train"][key]
-        else:
-            result["train"][key] = value
-    return result
 
 
 @pytest.fixture
