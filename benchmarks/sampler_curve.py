@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from rohydr_fast.config import SAMPLERS
-from rohydr_fast.data import load
 from rohydr_fast.errors import RohydrError
 from rohydr_fast.evaluation.predict import evaluation_missing, predict
 from rohydr_fast.evaluation.recovery import recovery_quality
-from rohydr_fast.training.experiment import config_from, missing_spec
+from rohydr_fast.training.experiment import config_from, missing_spec, read_dataset
 from rohydr_fast.training.run_directory import RunDirectory
 from rohydr_fast.training.trainer import load_model
 
@@ -34,7 +33,7 @@ def measure(run: Path, samplers: list[str], steps: list[int]) -> dict[tuple[str,
     directory = RunDirectory.open(run)
     config = config_from(directory.read_config(), directory)
     model, _ = load_model(directory.checkpoint("best"))
-    dataset = load(config.data, nonfinite=config.nonfinite)
+    dataset = read_dataset(config)
     split, found = dataset.valid, {}
     missing = evaluation_missing(missing_spec(config), split, model.config.modalities, seed=config.seed)
     signed = split.labels != 0

@@ -173,6 +173,8 @@ class TrainConfig:
     patience: int = _option(8, "epochs without a better validation MAE before stopping; 0 never stops early")
     ema: float = _option(0.0, "decay of averaged weights used in evaluation, for example 0.999; 0 is off")
     samples: int = _option(1, "recoveries drawn and averaged for each clip in evaluation")
+    folds: int = _option(0, "cross-validation by video in so many folds, instead of the file's splits; 0 is off")
+    fold: int = _option(1, "which of --folds is the test split")
     nonfinite: str = _option("error", "NaN and infinities in features: error, or zero")
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from .cli import Parser, make_parser, print_json, run
 from .config import METHODS, TrainConfig
 from .errors import RohydrError, UsageError
 
-PLANNED = ("seed", "method", "missing_rate", "available", "protocol")
+PLANNED = ("seed", "fold", "method", "missing_rate", "available", "protocol")
 """Settings of a run that the plan decides."""
 
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.dataset import Dataset
-from ..data.loading import load
 from ..errors import DataError, UsageError
-from ..training.experiment import config_from, notes, save_predictions
+from ..training.experiment import config_from, notes, read_dataset, save_predictions
 from ..training.run_directory import RunDirectory
 from ..training.trainer import load_model
 from .metrics import metrics
@@ -85,7 +84,7 @@ def evaluate_run(
     model, state = load_model(run.checkpoint(asked.checkpoint))
     sampler = model.recovery.resample(asked.sampler, asked.steps, asked.eta)
     pairs = protocol_rows(asked.protocol, model.config.modalities, asked.missing_rate)
-    dataset = dataset or load(data or config.data, nonfinite=config.nonfinite)
+    dataset = dataset or read_dataset(config, data)
     if dataset.sha256 != state["data_sha256"]:
         raise DataError(
             f"{dataset.source}: must be the file that the run was trained on (SHA-256 {state['data_sha256'][:12]}), "

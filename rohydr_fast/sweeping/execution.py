@@ -102,15 +102,15 @@ def _train_and_evaluate(job: Job, place: Path) -> None:
             evaluate_run(place, asked, dataset=_dataset(job.config))
 
 
-_datasets: dict[tuple[str, str], Dataset] = {}
+_datasets: dict[tuple, Dataset] = {}
 
 
 def _dataset(config: TrainConfig) -> Dataset:
     """Read once in a process."""
-    key = (config.data, config.nonfinite)
+    key = (config.data, config.nonfinite, config.folds, config.fold)
     if key not in _datasets:
         _datasets.clear()
-        _datasets[key] = experiment.load(config.data, nonfinite=config.nonfinite)
+        _datasets[key] = experiment.read_dataset(config)
     return _datasets[key]
 
 

@@ -43,7 +43,7 @@ class Asked:
         methods: of recovery, for Tables 1 and 2 and Figure 3.
         rates: for `per_rate`; the paper's by default.
         per_rate: a model for each rate instead of one for all patterns (Table 1).
-        base: every other setting of the runs.
+        base: every other setting of the runs; with `folds`, every fold is run.
     """
 
     table: int | None = None
@@ -77,9 +77,15 @@ class Asked:
 
 def plan(asked: Asked) -> list[Job]:
     """The runs, seed by seed, so that a sweep that is stopped early has whole columns of few seeds."""
+    folds = range(1, asked.base.folds + 1) if asked.base.folds else (1,)
     return [
-        Job(f"{name}-seed{seed}", replace(config, seed=seed), protocols)
+        Job(
+            f"{name}-seed{seed}" + (f"-fold{fold}" if asked.base.folds else ""),
+            replace(config, seed=seed, fold=fold),
+            protocols,
+        )
         for seed in asked.seeds
+        for fold in folds
         for name, config, protocols in _settings(asked)
     ]
 

@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..config import TrainConfig
-from ..data.loading import load
 from ..errors import UsageError
 from ..evaluation.tables import UNDEFINED
-from ..training.experiment import missing_spec
+from ..training.experiment import missing_spec, read_dataset
 from ..training.progress import Progress
 from ..training.run_directory import RunDirectory, write_atomic
 from ..training.trainer import Trainer
@@ -45,7 +44,7 @@ def search(base: TrainConfig, *, trials: int, seed: int, out: Path) -> Found:
     if trials < 1:
         raise UsageError(f"--search: must be 1 or more trials, got {trials}. Change it.")
     out.mkdir(parents=True, exist_ok=True)
-    dataset = load(base.data, nonfinite=base.nonfinite)
+    dataset = read_dataset(base)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
     study = optuna.create_study(

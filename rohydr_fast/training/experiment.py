@@ -8,6 +8,7 @@ import torch
 
 from ..config import METHOD_TITLES, TrainConfig
 from ..data.dataset import Dataset, Split
+from ..data.folds import by_video, check_folds
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
 from ..errors import DataError, MethodUnavailable, UsageError
@@ -34,6 +35,13 @@ class Result:
     notes: tuple[str, ...]  # sentences: what was cleaned, capped, or not real
 
 
+def read_dataset(config: TrainConfig, data: str | None = None) -> Dataset:
+    """The data of a run, in its splits; `data` is another place of the file."""
+    check_folds(config.folds, config.fold)
+    dataset = load(data or config.data, nonfinite=config.nonfinite)
+    return by_video(dataset, config.folds, config.fold) if config.folds else dataset
+
+
 def missing_spec(config: TrainConfig) -> MissingSpec:
     """How modalities go missing in this run, in training and in validation."""
     return MissingSpec.parse(config.protocol, config.missing_rate, config.available)
@@ -48,7 +56,7 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
     """
     spec = missing_spec(config)
     _check_runtime(config)
-    dataset = dataset or load(config.data, nonfinite=config.nonfinite)
+    dataset = dataset or read_dataset(config)
     modalities = config.model_config(dataset).modalities
     _check_conversations(config, dataset)
     for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written
@@ -69,7 +77,7 @@ def resume(path: Path) -> Result:
     config = config_from(run.read_config(), run)
     spec = missing_spec(config)
     _check_runtime(config)
-    dataset = load(config.data, nonfinite=config.nonfinite)
+    dataset = read_dataset(config)
     with run.lock():
         trainer = Trainer(dataset, config, spec, run)
         trainer.restore()

@@ -30,8 +30,7 @@ def test_the_smallest_number_of_steps_from_which_on_all_are_as_good(curve):
 
 
 def test_every_sampler_runs_on_a_trained_run(curve, tmp_path, monkeypatch):
-    for module in (experiment, curve):
-        monkeypatch.setattr(module, "load", lambda *arguments, **options: small_dataset())
+    monkeypatch.setattr(experiment, "load", lambda *arguments, **options: small_dataset())
     config = TrainConfig(epochs=1, patience=0)
     experiment.start(config, tmp_path / "run")
     rows = curve.summarise([curve.measure(tmp_path / "run", ["ancestral", "ddim", "dpm++2m", "unipc"], [1, 3])])

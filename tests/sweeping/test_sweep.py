@@ -131,7 +131,7 @@ class Untouchable:
 def test_a_search_never_reads_the_test_split_and_goes_on(tmp_path, monkeypatch):
     dataset = small_dataset()
     object.__setattr__(dataset, "test", Untouchable())
-    monkeypatch.setattr(search, "load", lambda *arguments, **options: dataset)
+    monkeypatch.setattr(search, "read_dataset", lambda config: dataset)
     base = TrainConfig(epochs=1, steps=2, batch_size=5)
     first = search.search(base, trials=2, seed=3, out=tmp_path)
     assert first.document["trials"] == 2

@@ -88,7 +88,8 @@ struct LoopState {
         if constexpr (kHistory) {
           T* const history = net.m.history + row * net.m.channel_stride + i;
           const Vector<T, N> h = load<T, N>(history);
-          const Vector<T, N> kept = multiply_add<T, N>(h, static_cast<T>(c[7]), load<T, N>(x + i) * static_cast<T>(c[5]));
+          const Vector<T, N> own = load<T, N>(x + i) * static_cast<T>(c[5]);
+          const Vector<T, N> kept = multiply_add<T, N>(h, static_cast<T>(c[7]), own);
           store<T, N>(history, multiply_add<T, N>(load<T, N>(prediction + i), static_cast<T>(c[6]), kept));
           next = multiply_add<T, N>(h, static_cast<T>(c[4]), next);
         }
