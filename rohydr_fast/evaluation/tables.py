@@ -80,12 +80,28 @@ def _statistics(key: str, values: list) -> Statistics | None:
     return mean, math.sqrt(squares / (len(numbers) - 1)), len(numbers)
 
 
-def _in_percent(key: str) -> bool:
+def in_percent(key: str) -> bool:
+    """Whether tables show the metric `key` in percent: accuracies, F1 and coverages."""
     return "acc" in key or "F1" in key or "covered" in key
 
 
-def _number(key: str, value: float) -> str:
-    return f"{100 * value:.2f}" if _in_percent(key) else f"{value:.4f}"
+def number(key: str, value: float) -> str:
+    """A value of the metric `key` as tables show it."""
+    return f"{100 * value:.2f}" if in_percent(key) else f"{value:.4f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Aligned Markdown table: the first `names` columns to the left, numbers to the right."""
+    table = [header, *rows]
+    widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(header))]
+    lines = []
+    for row in table:
+        cells = (
+            text.ljust(w) if i < names else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    rules = ("-" * (w + 2) if i < names else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]]) + "\n"
 
 
 def _cell(key: str, value: float | int | bool | str | None) -> str:
@@ -95,7 +111,7 @@ def _cell(key: str, value: float | int | bool | str | None) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | str):
         return str(value).replace("|", "\\|")
-    return _number(key, value)
+    return number(key, value)
 
 
 def _statistics_cell(key: str, statistics: Statistics, minimum_runs: int) -> str:
@@ -103,8 +119,8 @@ def _statistics_cell(key: str, statistics: Statistics, minimum_runs: int) -> str
     if mean is None or runs < minimum_runs:
         return UNDEFINED
     if deviation is None:
-        return f"{_number(key, mean)} ({runs})"
-    return f"{_number(key, mean)} +- {_number(key, deviation)} ({runs})"
+        return f"{number(key, mean)} ({runs})"
+    return f"{number(key, mean)} +- {number(key, deviation)} ({runs})"
 
 
 def _row_name(name: str, values: Mapping) -> str:
@@ -116,12 +132,4 @@ def _footnote(constant: bool) -> str:
 
 
 def _markdown(columns: Columns, cells: list[list[str]]) -> str:
-    """Aligned Markdown: names to the left, numbers to the right."""
-    table = [["", *(heading for _, heading in columns)], *cells]
-    widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(table[0]))]
-    lines = []
-    for name, *numbers in table:
-        aligned = [name.ljust(widths[0]), *(text.rjust(w) for text, w in zip(numbers, widths[1:], strict=True))]
-        lines.append("| " + " | ".join(aligned) + " |")
-    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+    return markdown(["", *(heading for _, heading in columns)], cells)
