@@ -45,8 +45,7 @@ def _command(options) -> None:
     for sentence in built.sentences:
         print(f"note: {sentence}", file=sys.stderr)
     print(built.text)
-    for path in built.files:
-        print(f"wrote: {path}")
+    print(f"report: {built.files[0]} and {len(built.files) - 1} other files beside it")
     if options.json:
         print_json(built.summary)
 

@@ -26,7 +26,7 @@ NAMES = (
 class Built:
     """What was made."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # the page first, where there is one
     text: str  # the tables that hold numbers, in Markdown
     sentences: tuple[str, ...]  # what was left out
     summary: dict  # of JSON types
@@ -99,7 +99,7 @@ def _write(out: Path, contents: Mapping[str, str]) -> tuple[Path, ...]:
             (out / name).unlink(missing_ok=True)
     for name, text in contents.items():
         write_atomic(out / name, text.encode("utf-8", "replace"))
-    return tuple(out / name for name in sorted(contents))
+    return tuple(out / name for name in sorted(contents, key=lambda name: (name != PAGE, name)))
 
 
 def _summary(

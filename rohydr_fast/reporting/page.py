@@ -107,13 +107,14 @@ def _data(collection: Collection) -> tuple[str, str]:
 
 def _table(table: Table) -> dict:
     sections = [(section.name, render.lines(table, section)) for section in table.sections]
+    stacked = ["In a cell: ACC2 above, F1 below."] if any(len(column.metrics) > 1 for column in table.columns) else []
     return {
         "number": table.number,
         "title": table.title,
         "stubs": len(table.stub_headings),
         "headings": render.headings(table),
         "sections": sections,
-        "notes": [note.replace("+-", "\u00b1") for note in render.notes(table)],
+        "notes": [note.replace("+-", "\u00b1") for note in (*stacked, *render.notes(table))],
     }
 
 
