@@ -11,6 +11,7 @@ from ..training.trainer import load_model
 from .metrics import metrics
 from .predict import evaluate_split
 from .protocols import protocol_rows
+from .recovery import recovery_quality
 from .tables import Columns, metrics_table
 from .uncertainty import calibration, conformal_radius
 
@@ -102,6 +103,7 @@ def evaluate_run(
             "realised_missing_rate": found.rate,
             **metrics(found.mean, split.labels),
             "covered_80": uncertainty["conformal"]["coverage"],
+            "recovery": recovery_quality(model, dataset, split, found.missing, seed=seed),
             "uncertainty": uncertainty,
         }
         radius = conformal_radius(valid.mean, dataset.valid.labels)
@@ -114,6 +116,7 @@ def evaluate_run(
         "samples": asked.samples,
         **sampler,
         "seed": seed,
+        "suffix": asked.suffix,  # of its files of predictions
         "rows": rows,
     }
     run.write_evaluation(asked.name, document, metrics_table(rows, COLUMNS))

@@ -48,7 +48,7 @@ class Row:
     metrics: dict
     predictions: ClipPredictions
     recovery: dict | None = None  # modality -> {"relative_mse", "cosine"}
-    uncertainty: dict | None = None  # {"nominal", "coverage", "mean_width"}
+    uncertainty: dict | None = None  # of "draws" and "conformal" {"nominal", "coverage", "mean_width"}
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,21 @@ def _evaluations(
         rows, samples, protocol = (document.get(key) for key in ("rows", "samples", "protocol"))
         if not (isinstance(rows, dict) and rows and isinstance(samples, int) and isinstance(protocol, str)):
             raise DataError(f"{path} must hold protocol, samples and rows. Evaluate the run again.")
-        for key, usual in (("checkpoint", "best"), ("seed", settings.seed)):
+        own = {key: settings.values.get(key) for key in ("sampler", "steps", "eta")}
+        usual_of = {"checkpoint": "best", "seed": settings.seed, **{k: v for k, v in own.items() if k in document}}
+        for key, usual in usual_of.items():
             if document.get(key) != usual:
                 unused.append(
-                    LeftOut(path, f"its {key} is {document.get(key)}, and reports use {usual}. Evaluate the run again.")
+                    LeftOut(
+                        path,
+                        f"its {key} is {document.get(key)}, and reports use {usual}. Evaluate the run without that.",
+                    )
                 )
                 break
         else:
-            drawn = f"-samples{samples}" if samples > 1 else ""
+            drawn = document.get("suffix")
+            if not isinstance(drawn, str):
+                drawn = f"-samples{samples}" if samples > 1 else ""
             read = [
                 _row(directory, reader, split, protocol, name, values, document, drawn) for name, values in rows.items()
             ]

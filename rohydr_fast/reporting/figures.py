@@ -165,6 +165,10 @@ def robustness(rates: Sequence[Series]) -> Figure:
     return _figure("robustness", "Robustness to missing modalities", caption, rows, absent)
 
 
+INTERVALS = {"conformal": "conformal, from validation errors", "draws": "of several recoveries"}
+"""See `evaluation.uncertainty`."""
+
+
 def recovery(rates: Sequence[Series]) -> Figure:
     """How close recovered representations come to the real ones, where evaluations say so."""
     quantities = (
@@ -187,21 +191,33 @@ def recovery(rates: Sequence[Series]) -> Figure:
 
 def calibration(rates: Sequence[Series]) -> Figure:
     """Coverage and width of the intervals of predictions, where evaluations say so."""
-    found = [row.uncertainty for s in rates for row in _rows(s) if row.uncertainty]
+    found = [part for s in rates for row in _rows(s) for part in _intervals(row)]
     nominal = {entry["nominal"] for entry in found if isinstance(entry.get("nominal"), int | float)}
     level = nominal.pop() if len(nominal) == 1 else None
     rows = [
-        [Panel("", "realised missing rate", y_label, curves, line)]
+        [
+            Panel(title if key == "coverage" else "", "realised missing rate", y_label, curves, line)
+            for kind, title in INTERVALS.items()
+            if (curves := _of_rates(rates, ONE_MODEL, lambda row, part=(kind, key): _interval(row, *part)))
+        ]
         for key, y_label, line in (
             ("coverage", "share of labels inside", level),
             ("mean_width", "mean width (label units)", None),
         )
-        if (curves := _of_rates(rates, ONE_MODEL, lambda row, key=key: (row.uncertainty or {}).get(key)))
     ]
     asked = "" if level is None else f" The horizontal line is the nominal coverage, {level:g}."
-    caption = f"Intervals from several recoveries of a clip; mean over seeds, band: one standard deviation.{asked}"
+    caption = f"Intervals of the predictions; mean over seeds, band: one standard deviation.{asked}"
     absent = "No evaluation in these runs holds intervals of predictions."
-    return _figure("calibration", "Calibration of the intervals", caption, [[p for row in rows for p in row]], absent)
+    return _figure("calibration", "Calibration of the intervals", caption, [row for row in rows if row], absent)
+
+
+def _intervals(row) -> list[dict]:
+    return [part for kind in INTERVALS if isinstance(part := (row.uncertainty or {}).get(kind), dict)]
+
+
+def _interval(row, kind: str, key: str) -> float | None:
+    part = (row.uncertainty or {}).get(kind)
+    return part.get(key) if isinstance(part, dict) else None
 
 
 def _of_epochs(groups: Sequence[Group], part: str, key: str, scale: float) -> tuple[Curve, ...]:

@@ -80,7 +80,7 @@ def test_robustness_is_over_realised_rates(tmp_path, drawn):
 def test_recovery_and_calibration_are_read_from_evaluations(tmp_path, drawn):
     extra = {
         "recovery": {"t": {"relative_mse": 0.9, "cosine": 0.3}},
-        "uncertainty": {"nominal": 0.8, "coverage": 0.7, "mean_width": 1.5},
+        "uncertainty": {"conformal": {"nominal": 0.8, "coverage": 0.7, "mean_width": 1.5}},
     }
     path = write_run(tmp_path / "run", evaluate=("rates",), extra=extra)
     assert made(path, "recovery").svg and "0.8" in made(path, "calibration").caption
