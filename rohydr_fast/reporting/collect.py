@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError, FileAccessError, RohydrError, UsageError
 from ..evaluation.metrics import metrics
-from ..training.run_directory import CONFIG, RunDirectory, file_name
+from ..training.run_directory import CONFIG, LOCK, RunDirectory, file_name
 from .predictions import ClipPredictions, Reader
 from .settings import Settings
 
@@ -26,6 +26,9 @@ COMPARED = (
     "n",
 )
 """Metrics that a stored row must share with what its predictions give."""
+
+OF_A_RUN = frozenset((CONFIG, LOCK, "env.json", "metrics.jsonl", "metrics.json"))
+"""Files by which a run directory is known: a folder with two of them is one, whatever it lacks."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
             raise FileAccessError(f"{path}: must be a run directory or a folder of them, got nothing. Check the path.")
         inside = []
         for folder, folders, files in os.walk(path):
-            if CONFIG in files or "metrics.jsonl" in files:
+            if len(OF_A_RUN.intersection(files)) > 1:
                 inside.append(Path(folder))
                 folders.clear()
             folders.sort()
@@ -168,8 +171,9 @@ def read_run(path: Path, split: str, reader: Reader) -> tuple[Run, list[LeftOut]
         raise DataError(f"{path / 'env.json'} must hold the data's source and sha256. Restore the file.")
     own = _row(directory, reader, split, "", settings.missing, _own_values(path, result, split), {})
     epochs = tuple(row for row in directory.rows() if row.get("kind") == "epoch")
-    if not epochs:
-        raise DataError(f"{path / 'metrics.jsonl'} must hold a row for each epoch, got none. Restore the file.")
+    kinds = {"epoch": int, "train": dict, "valid": dict}
+    if not epochs or not all(isinstance(row.get(key), kind) for row in epochs for key, kind in kinds.items()):
+        raise DataError(f"{path / 'metrics.jsonl'} must hold epoch, train and valid of each epoch. Restore the file.")
     evaluations, unused = _evaluations(directory, settings, split, reader)
     run = Run(
         path=path,
@@ -255,7 +259,8 @@ def _row(
             )
     rate = values.get("realised_missing_rate")
     recovery, uncertainty = (_extra(document, values, key, name) for key in ("recovery", "uncertainty"))
-    return Row(name, rate if isinstance(rate, int | float) else None, computed, predictions, recovery, uncertainty)
+    rate = float(rate) if isinstance(rate, int | float) and math.isfinite(rate) else None
+    return Row(name, rate, computed, predictions, recovery, uncertainty)
 
 
 def _extra(document: dict, values: dict, key: str, name: str) -> dict | None:

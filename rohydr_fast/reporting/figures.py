@@ -78,10 +78,9 @@ class Panel:
 
 
 def figures(groups: Sequence[Group], series: Sequence[Series]) -> list[Figure]:
-    """All figures of a report; those over rates leave ablations out where there are several methods."""
+    """All figures of a report; where there are several methods, curves of ablations are left to the tables."""
     rates = [s for s in series if s.kind == "rates"]
-    methods = [s for s in rates if not s.values["without"] and s.values["strategy"] == STRATEGIES[0]]
-    rates = methods if len({s.values["method"] for s in methods}) > 1 else rates
+    rates = _methods(rates)
     return [training(groups), weights(groups), robustness(rates), recovery(rates), calibration(rates)]
 
 
@@ -94,7 +93,7 @@ def training(groups: Sequence[Group]) -> Figure:
     usual = [g for g in usual if g.values["missing"] == chosen]
     names = labels([g.values for g in usual])
     usual = [replace(g, label=name) for g, name in zip(usual, names, strict=True)]
-    methods = [g for g in usual if g.values["strategy"] == STRATEGIES[0]]
+    methods = _methods([g for g in usual if g.values["strategy"] == STRATEGIES[0]])
     strategies = [g for g in usual if g.values["method"] == DEFAULT_METHOD and not g.values["without"]]
     columns = [("by method", methods)] if methods else []
     if len({g.values["strategy"] for g in strategies}) > 1:
@@ -218,6 +217,12 @@ def _intervals(row) -> list[dict]:
 def _interval(row, kind: str, key: str) -> float | None:
     part = (row.uncertainty or {}).get(kind)
     return part.get(key) if isinstance(part, dict) else None
+
+
+def _methods(rows: Sequence) -> list:
+    """Groups or series of full models, where there are several methods of them; else all."""
+    full = [row for row in rows if not row.values["without"] and row.values["strategy"] == STRATEGIES[0]]
+    return full if len({row.values["method"] for row in full}) > 1 else list(rows)
 
 
 def _of_epochs(groups: Sequence[Group], part: str, key: str, scale: float) -> tuple[Curve, ...]:

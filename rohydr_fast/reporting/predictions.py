@@ -1,5 +1,6 @@
 """Stored predictions of a test split, read with every array checked."""
 
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,12 @@ from ..modalities import MODALITIES
 
 KEYS = {"id": "U", "label": "f", "prediction": "f", "std": "f", "missing": "b"}
 """Arrays of a file and the kind of their dtype."""
+
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, SyntaxError, struct.error),
+    *(RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error),
+)
+"""What zipfile and numpy raise for files that are damaged."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Reader:
                 arrays = {key: stored[key] for key in KEYS}
         except FileNotFoundError:
             raise DataError(f"{path} does not exist. Evaluate the run again.") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} cannot be read ({error}). Evaluate the run again.") from None
         clips = len(arrays["id"]) if arrays["id"].ndim == 1 else -1
         shapes = {key: (clips, len(MODALITIES)) if key == "missing" else (clips,) for key in KEYS}

@@ -49,6 +49,7 @@ class Settings:
         values = {"method": DEFAULT_METHOD}
         values |= {name: getattr(parsed, name) for name in sorted(known)}
         values |= {str(key): value for key, value in config.items() if key not in known}
+        values["method"] = str(values["method"])
         values["epochs"] = parsed.epochs or DEFAULT_EPOCHS[parsed.preset]
         values["steps"] = parsed.steps or PRESETS[parsed.preset].get("chain_steps", ModelConfig.chain_steps)
         own = PARTS_ABSENT.get(parsed.method, ())  # what the method never has is no ablation

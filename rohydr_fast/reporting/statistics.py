@@ -142,9 +142,9 @@ def _interval(gaps: np.ndarray, counted: np.ndarray, sign: int, resamples: int, 
     seeds, clips = gaps.shape
     estimate = float(gaps[:, counted].mean())
     clip_weights, seed_weights = _clip_counts(clips, resamples, seed), _seed_weights(seeds, resamples, seed)
-    drawn = clip_weights @ counted
+    drawn = clip_weights @ counted.astype(np.float32)  # float32: a large test split is bound by memory
     usable = drawn > 0
-    by_seed = (clip_weights @ (gaps * counted).T)[usable] / drawn[usable, None]  # (R, S)
+    by_seed = (clip_weights @ (gaps * counted).T.astype(np.float32))[usable] / drawn[usable, None]  # (R, S)
     means = (by_seed * seed_weights[usable]).sum(axis=1)
     low, high = (float(q) + 0.0 for q in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))  # + 0.0: no -0
     better = None

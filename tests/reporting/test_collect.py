@@ -30,6 +30,7 @@ def test_a_run_is_read_with_everything_that_it_holds(good):
 
 def test_runs_are_found_at_any_depth_and_each_once(tmp_path, good):
     deep = write_run(tmp_path / "runs" / "sweep" / "zero" / "seed2", seed=2, evaluate=())
+    (tmp_path / "runs" / "sweep" / "config.yaml").write_text("a folder's own file does not make it a run")
     collection = collect([tmp_path, good, deep])
     assert sorted(run.path for run in collection.runs) == [good, deep] and not collection.left_out
 
@@ -92,7 +93,12 @@ def damage(path, name, content):
         ("config.yaml", "missing_rate: 7", "config.yaml cannot be read"),
         ("config.yaml", None, "without config.yaml"),
         ("metrics.jsonl", "not json\n", "metrics.jsonl: line 1"),
-        ("metrics.jsonl", "", "metrics.jsonl must hold a row for each epoch"),
+        ("metrics.jsonl", "", "metrics.jsonl must hold epoch, train and valid"),
+        (
+            "metrics.jsonl",
+            '{"kind": "epoch", "epoch": 1, "train": {}}\n',
+            "metrics.jsonl must hold epoch, train and valid",
+        ),
         ("evaluations/rates-test.json", 0.5, "rates-test.json cannot be read"),
         ("evaluations/rates-test.json", '{"split": "test"}', "must hold protocol, samples and rows"),
         ("predictions/test-rates-exact-0.3.npz", 0.5, "test-rates-exact-0.3.npz cannot be read"),
