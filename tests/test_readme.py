@@ -22,7 +22,8 @@ def test_every_documented_option_exists(repo_root):
     from rohydr_fast import evaluate, report, sweep, train
 
     text = (repo_root / "README.md").read_text()
-    for command, parser in (("train", train.parser()), ("evaluate", evaluate.parser()), ("sweep", sweep.parser()), ("report", report.parser())):
+    commands = {"train": train, "evaluate": evaluate, "sweep": sweep, "report": report}
+    for command, parser in ((name, module.parser()) for name, module in commands.items()):
         usage = re.search(rf"python -m rohydr_fast\.{command} .*?(?=\npython|\n```)", text, re.S).group()
         known = {word for action in parser._actions for word in action.option_strings}
         assert set(re.findall(r"--[a-z-]+", usage)) <= known
