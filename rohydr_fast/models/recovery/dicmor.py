@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...losses import class_of, masked_mean
-from ..normalise import ChannelNorm
 from ..sequences import Sequence, token_mask, zero_padding
-from .base import Condition, Recovery, Sequences, Supervision
+from .base import Condition, Sequences, Supervision
+from .normalised import NormalisedRecovery
 
 FLOW_STEPS = 4
 """For each modality; DiCMoR has 32, on whole sequences."""
@@ -76,7 +76,7 @@ class Flow(nn.Module):
         return z
 
 
-class FlowRecovery(Recovery):
+class FlowRecovery(NormalisedRecovery):
     """dicmor-style: a normalizing flow for each modality into one latent space with a Gaussian for each class, through
     which available modalities become a missing one (the idea of DiCMoR).
 
@@ -90,13 +90,7 @@ class FlowRecovery(Recovery):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.flow = nn.ModuleDict({m: Flow(config.channels, config.width) for m in config.modalities})
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
         self.prior_mean = nn.Parameter(torch.randn(CLASSES, config.channels) * 0.1)
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the channel statistics take in the ground truth of a batch."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     @torch.no_grad()
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:

@@ -1,11 +1,10 @@
 """Recovery without a model of the missing modality: a constant in its place."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...config import ModelConfig
-from ..normalise import ChannelNorm
 from ..sequences import Sequence, token_mask, zero_padding
 from .base import Condition, Recovery, Sequences, zeros_for
+from .normalised import NormalisedRecovery
 
 
 class ZeroFill(Recovery):
@@ -16,20 +15,11 @@ class ZeroFill(Recovery):
         return {m: zeros_for(condition) for m, condition in conditions.items()}
 
 
-class MeanFill(Recovery):
+class MeanFill(NormalisedRecovery):
     """mean: the training mean of each channel of the representation, at every token.
 
     The mean runs along with training, since the extractor learns.
     """
-
-    def __init__(self, config: ModelConfig):
-        super().__init__(config)
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the running means take in the ground truth of a batch."""
-        for m, sequence in sequences.items():
-            self.norm[m].update(sequence.x.detach(), sequence.mask())
 
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """The mean (R, T, C)."""

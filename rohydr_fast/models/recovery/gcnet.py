@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import losses
 from ...config import ModelConfig
-from ..normalise import ChannelNorm
-from .base import Condition, Recovery, Sequences, Supervision, shared_tokens
+from .base import Condition, Sequences
+from .normalised import PointRecovery
 from .utterance import Unroll, utterance
 
 WINDOW = 5
@@ -38,7 +37,7 @@ class RelationalLayer(nn.Module):
         return h + F.gelu(self.own(normal) + past @ self.past(normal) + future @ self.future(normal))
 
 
-class GraphRecovery(Recovery):
+class GraphRecovery(PointRecovery):
     """gcnet-style: the clips of a conversation are nodes of a graph, and messages between neighbours complete what a
     clip misses (the idea of GCNet).
 
@@ -57,13 +56,7 @@ class GraphRecovery(Recovery):
         self.enter = nn.Linear(features, 2 * config.width)
         self.layers = nn.ModuleList(RelationalLayer(2 * config.width) for _ in range(LAYERS))
         self.leave = nn.Linear(2 * config.width, len(config.modalities) * config.channels)
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
         self.unroll = nn.ModuleDict({m: Unroll(config.channels, config.width) for m in config.modalities})
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the channel statistics take in the ground truth of a batch."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     def survey(self, sequences: Sequences, missing: dict[str, Tensor], conversation: Tensor | None) -> Tensor:
         """The completed vectors (B, M C) of every clip of the batch."""
@@ -90,14 +83,6 @@ class GraphRecovery(Recovery):
             vector = condition.encoded.vectors[:, place : place + self.channels]
             found[m] = self.unroll[m](self.norm[m].inverse(vector), condition.lengths)
         return found
-
-    def loss(self, given: Supervision) -> Tensor:
-        """The squared error of the completed sequences in normalised units."""
-        total = super().loss(given)
-        for m, _, truth, recovered in given.targets():
-            guess, x_m, mask = shared_tokens(recovered.generated, truth)
-            total = total + losses.eq4_ur(self.norm[m](guess), self.norm[m](x_m), mask)
-        return total
 
 
 def neighbours(conversation: Tensor | None, clips: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from ...modalities import MODALITIES
 from ...ops import philox
 from ...ops.reverse_loop import NoiseKey
 from ...ops.reverse_loop.reference import step_noise
-from ..normalise import ChannelNorm
 from ..sequences import Sequence, token_mask, zero_padding
 from .base import Condition, Sequences, Supervision
 from .conditioned import ConditionedRecovery, ids_of, make_denoiser
+from .normalised import NormalisedRecovery
 
 SIGMA = 25.0
 """Of the noise g(t) = SIGMA^t, IMDer's."""
@@ -59,7 +59,7 @@ class VarianceExploding:
         return np.sqrt(1 + self.std(t) ** 2)
 
 
-class ScoreRecovery(ConditionedRecovery):
+class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
     """imder-style: a score-based generator for each modality, conditioned by cross-attention (the idea of IMDer).
 
     Kept: a variance-exploding SDE with sigma = 25, denoising score matching, Euler-Maruyama without a gradient, a
@@ -73,13 +73,7 @@ class ScoreRecovery(ConditionedRecovery):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.denoiser = nn.ModuleDict({m: make_denoiser(config) for m in config.modalities})
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
         self.process, self.steps = VarianceExploding(), max(config.chain_steps, LEAST_STEPS)
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the channel statistics take in the ground truth of a batch."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     @torch.no_grad()
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:

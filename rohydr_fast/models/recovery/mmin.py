@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ... import losses
 from ...config import ModelConfig
-from ..normalise import ChannelNorm
-from .base import Condition, Recovery, Sequences, Supervision, shared_tokens
+from .base import Condition, Sequences, Supervision
+from .normalised import PointRecovery
 from .utterance import Unroll, utterance
 
 AUTOENCODERS = 3
@@ -50,7 +50,7 @@ class Cascade(nn.Module):
         return out
 
 
-class ImaginationRecovery(Recovery):
+class ImaginationRecovery(PointRecovery):
     """mmin-style: a cascaded residual autoencoder imagines the missing modalities from the others, and a second one
     leads back (the idea of MMIN).
 
@@ -66,13 +66,7 @@ class ImaginationRecovery(Recovery):
         self.modalities, self.channels = config.modalities, config.channels
         features = len(config.modalities) * config.channels
         self.forth, self.back = (Cascade(features, 2 * config.width) for _ in range(2))
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
         self.unroll = nn.ModuleDict({m: Unroll(config.channels, config.width) for m in config.modalities})
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the channel statistics take in the ground truth of a batch."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     def encode(self, rows: Tensor, others: Sequences, available: dict[str, Tensor], surveyed) -> Imagined:
         """What is given of the utterance vectors, and what the cascade imagines."""
@@ -98,13 +92,11 @@ class ImaginationRecovery(Recovery):
     def loss(self, given: Supervision) -> Tensor:
         """Squared errors, in normalised units: of the imagined vector, of its sequence, and of the way back."""
         total = super().loss(given)
-        for m, condition, truth, recovered in given.targets():
+        for m, condition, truth, _ in given.targets():
             encoded = condition.encoded
             vector = self._vector(m, encoded)
             truth_vector = self.norm[m](utterance(truth).detach())
             everyone = torch.ones(len(vector), dtype=torch.bool, device=vector.device)
-            guess, x_m, mask = shared_tokens(recovered.generated, truth)
-            total = total + losses.eq4_ur(self.norm[m](guess), self.norm[m](x_m), mask)
             total = total + losses.eq4_ur(vector, truth_vector, everyone)
             total = total + losses.eq4_ur(self.back(encoded.vectors), encoded.given, encoded.known)
         return total

@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from ... import losses
 from ...config import ModelConfig
-from ..normalise import ChannelNorm
 from ..sequences import Sequence, positions, token_mask, zero_padding
-from .base import Condition, Sequences, Supervision, shared_tokens
+from .base import Condition, Sequences
 from .conditioned import ConditionedRecovery
+from .normalised import PointRecovery
 
 
-class TranslationRecovery(ConditionedRecovery):
+class TranslationRecovery(PointRecovery, ConditionedRecovery):
     """mtmsa-style: a transformer translates the available modalities into the missing one (the idea of MTMSA).
 
     Kept: a transformer encoder over the available modalities, a decoder for each missing one, trained to give its
@@ -34,24 +33,10 @@ class TranslationRecovery(ConditionedRecovery):
             decoder = nn.TransformerDecoderLayer(config.width, config.heads, **shape, **options)
             self.decoder[m] = nn.TransformerDecoder(decoder, layers, nn.LayerNorm(config.width))
         self.out = nn.ModuleDict({m: nn.Linear(config.width, config.channels) for m in config.modalities})
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the channel statistics take in the ground truth of a batch."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """The translation (R, T, C); gradients run through it."""
         return {m: self._translate(m, condition) for m, condition in conditions.items()}
-
-    def loss(self, given: Supervision) -> Tensor:
-        """The squared error in normalised units, over what is missing and has ground truth."""
-        total = super().loss(given)
-        for m, _, truth, recovered in given.targets():
-            guess, x_m, mask = shared_tokens(recovered.generated, truth)
-            total = total + losses.eq4_ur(self.norm[m](guess), self.norm[m](x_m), mask)
-        return total
 
     def _translate(self, m: str, condition: Condition) -> Sequence:
         tokens, key_mask = condition.encoded
