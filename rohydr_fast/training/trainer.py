@@ -64,7 +64,8 @@ class Trainer:
         self.optimizer, self.optimizer_d = make_optimizers(self.model, config)
         self.averaged = None
         if config.ema:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            # Buffers are copied: running statistics are averages already, and a bank of clips has no average.
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.runner = StageRunner(self.model, config, self.optimizer, self.optimizer_d)
         self.cursor = Cursor()
         self.train_seconds, self.train_samples = 0.0, 0

@@ -73,6 +73,16 @@ def test_batches_of_a_method_that_reads_neighbours_hold_whole_conversations(make
         assert sorted(rows) == np.nonzero(inside)[0].tolist()
 
 
+@pytest.mark.parametrize("method", ["rohydr", "smcmsa"])
+def test_averaged_weights_have_the_buffers_of_the_model(make_trainer, method):
+    trainer = make_trainer(method=method, ema=0.9)
+    fit(trainer)
+    buffers = dict(trainer.model.named_buffers())
+    assert buffers and all(torch.equal(other, buffers[name]) for name, other in trainer.averaged.module.named_buffers())
+    weights_of = [dict(model.named_parameters()) for model in (trainer.model, trainer.averaged.module)]
+    assert any(not torch.equal(p, weights_of[1][name]) for name, p in weights_of[0].items())
+
+
 def test_the_same_seed_gives_the_same_file_and_weights(make_trainer):
     first, second, other = make_trainer("one"), make_trainer("two"), make_trainer("three", seed=2)
     for trainer in (first, second, other):
