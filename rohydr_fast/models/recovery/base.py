@@ -64,14 +64,16 @@ class Supervision(NamedTuple):
 
     def targets(self) -> Iterator[Target]:
         """The missing modalities that have ground truth, one after the other."""
-        for m, (rows, *made) in self.recovered.items():
-            kept = self.present[m][rows]
+        for m, recovered in self.recovered.items():
+            condition, kept = self.conditions[m], self.present[m][recovered.rows]
             if not kept.any():
                 continue
-            rows = rows[kept]
-            truth = Sequence(*(part[rows] for part in self.sequences[m]))
-            made = (Sequence(*(part[kept] for part in sequence)) for sequence in made)
-            yield Target(m, self.conditions[m].select(kept), truth, Recovered(rows, *made))
+            if not kept.all():
+                condition = condition.select(kept)
+                made = (Sequence(*(part[kept] for part in sequence)) for sequence in recovered[1:])
+                recovered = Recovered(condition.rows, *made)
+            truth = Sequence(*(part[condition.rows] for part in self.sequences[m]))
+            yield Target(m, condition, truth, recovered)
 
 
 class Recovery(nn.Module):
