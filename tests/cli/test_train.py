@@ -123,6 +123,45 @@ def test_evaluate_every_protocol(finished, capsys, protocol, rows):
     assert complete["realised_missing_rate"] == 0
 
 
+def test_another_sampler_is_another_evaluation(finished, capsys):
+    documents = []
+    for options in ([], ["--sampler", "ddim", "--steps", "1"], ["--sampler", "dpm++2m", "--steps", "3"]):
+        assert evaluate.main([str(finished), "--protocol", "fixed", "--json", *options]) == 0
+        documents.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [(d["sampler"], d["steps"], d["eta"]) for d in documents] == [
+        ("ancestral", 2, 0.0), ("ddim", 1, 0.0), ("dpm++2m", 3, 0.0),
+    ]  # fmt: skip
+    found = [document["rows"]["{t}"] for document in documents]
+    assert len({row["MAE"] for row in found}) == 3
+    for row in found:
+        assert row["uncertainty"]["conformal"]["nominal"] == 0.8 and set(row["recovery"]) == {"a", "v"}
+    names = {path.stem for path in (finished / "evaluations").glob("*.json")}
+    assert names == {"fixed-test", "fixed-test-samplerddim-steps1", "fixed-test-samplerdpm-2m-steps3"}
+    assert len(list((finished / "predictions").glob("test-fixed-t*.npz"))) == 6  # {t} and {t,v}, three times
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sampler", "euler"], "sampler: must be one of ancestral"),
+        (["--steps", "0"], "steps must be between 1 and the 1000"),
+        (["--eta", "0.5"], "eta: belongs to the sampler ddim"),
+    ],
+)
+def test_an_impossible_sampler_is_a_sentence(finished, capsys, options, words):
+    capsys.readouterr()
+    assert evaluate.main([str(finished), *options]) == 2
+    assert words in sentence(capsys.readouterr())
+
+
+def test_a_method_without_a_chain_has_no_sampler(tmp_path, data_file, capsys):
+    out = tmp_path / "mean"
+    assert train.main(["--data", str(data_file), "--method", "mean", "--out", str(out), "--json", *QUICK]) == 0
+    assert "mean-fill" in capsys.readouterr().out
+    assert evaluate.main([str(out), "--steps", "3"]) == 2
+    assert "must be given for a run of --method rohydr" in sentence(capsys.readouterr())
+
+
 def test_several_runs_are_evaluated_into_one_table(finished, tmp_path, data_file, capsys):
     other = tmp_path / "other"
     assert train.main(["--data", str(data_file), "--out", str(other), "--seed", "2", *QUICK]) == 0
