@@ -59,6 +59,18 @@ def run_stage(stages: StageRunner, stage, batch=None) -> dict[str, float]:
     return stages.run(stage, batch or stage_batch(), epoch=1, batch_index=0)
 
 
+@pytest.mark.parametrize("method", ["mmin", "gcnet"])
+def test_one_batch_moves_every_parameter_of_a_graph_or_a_cascade(method):
+    stages = runner(TrainConfig(method=method), method=method)
+    batch = replace(stage_batch(), conversation=torch.tensor([[0, 1], [0, 2], [1, 1], [1, 2]]))
+    before = {name: p.detach().clone() for name, p in stages.model.recovery.named_parameters()}
+    terms = run_stage(stages, STAGE_1, batch)
+    assert all(math.isfinite(value) for value in terms.values()) and terms[stages.model.recovery.term] > 0
+    assert before
+    still = [name for name, p in stages.model.recovery.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
 @pytest.mark.parametrize(
     ("stage", "parts"),
     [

@@ -40,6 +40,24 @@ def test_the_content_of_a_missing_modality_changes_no_bit(method, garbage):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_in_training_too_what_is_withheld_changes_no_bit(method):
+    """The batch holds the ground truth of what is withheld; only the indicator keeps a method from reading it."""
+    model, (x, lengths, ids) = build(method), small_batch()
+    everything, conversation = torch.ones(4, 3, dtype=torch.bool), torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3]])
+
+    def recovered(x):
+        sequences = model.extract(x, lengths, everything)
+        conditions = model.conditions(sequences, MISSING, conversation)
+        return model.recover(conditions, ids, seed=0)
+
+    clean = recovered(x)
+    other = recovered({m: torch.where(MISSING[:, i, None, None], 1e3, x[m]) for i, m in enumerate("atv")})
+    assert clean.keys() == other.keys() and bool(clean) == (method != "dropout")
+    for m in clean:
+        assert torch.equal(clean[m].x.x, other[m].x.x), m
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_clip_does_not_depend_on_its_neighbours(method):
     model, (x, lengths, ids) = build(method), small_batch()
     together = model(x, lengths, MISSING, ids)
