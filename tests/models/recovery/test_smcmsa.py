@@ -36,6 +36,16 @@ def test_completion_beats_the_mean_where_neighbours_are_alike():
     assert float((found - truth).pow(2).mean() / truth.var()) < 0.5 < relative_error(recovery, seed=5)
 
 
+def test_what_all_clips_have_in_common_does_not_make_them_alike():
+    recovery, sequences = build("smcmsa"), clips(small_config())
+    grouped = {m: Sequence(x[:16].repeat(4, 1, 1) + 0.01 * x, lengths) for m, (x, lengths) in sequences.items()}
+    grouped |= {m: Sequence(grouped[m].x + 100, grouped[m].lengths) for m in "at"}
+    recovery.observe(grouped, torch.arange(CLIPS))
+    truth = grouped["v"].x
+    found = supervise(recovery, grouped).recovered["v"].generated.x
+    assert float((found - truth).pow(2).mean() / truth.var()) < 0.05  # not centred: 0.4
+
+
 def test_a_clip_is_refreshed_and_the_bank_never_grows_beyond_the_training_split():
     recovery, sequences = build("smcmsa"), clips(small_config())
     order = torch.randperm(CLIPS, generator=torch.Generator().manual_seed(0))
