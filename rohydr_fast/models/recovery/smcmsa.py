@@ -41,11 +41,14 @@ class SimilarSampleRecovery(Recovery):
     @torch.no_grad()
     def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
         """Write a training batch into the bank. More clips than the training split has are not remembered."""
-        slots = self._slots(sample_ids.to(self.ids.device))
-        kept = slots >= 0
+        ids = sample_ids.to(self.ids.device)
+        self._admit(ids)
+        found = ids[:, None] == self.ids[: int(self.filled)]  # (B, N)
+        kept = found.any(1)
+        slots = found[kept].int().argmax(1)
         for m, sequence in sequences.items():
-            getattr(self, f"vectors_{m}")[slots[kept]] = utterance(sequence)[kept]
-            getattr(self, f"has_{m}")[slots[kept]] = sequence.lengths[kept] > 0
+            getattr(self, f"vectors_{m}")[slots] = utterance(sequence)[kept]
+            getattr(self, f"has_{m}")[slots] = sequence.lengths[kept] > 0
 
     @torch.no_grad()
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
@@ -80,17 +83,18 @@ class SimilarSampleRecovery(Recovery):
         filled = int(self.filled)
         return getattr(self, f"vectors_{m}")[:filled], getattr(self, f"has_{m}")[:filled]
 
-    def _slots(self, ids: Tensor) -> Tensor:
-        """(B,) the slot of each clip, given out in the order of first sight; -1 where the bank is full."""
-        slots = []
-        for clip in ids:
-            found = (self.ids[: int(self.filled)] == clip).nonzero()
-            if len(found):
-                slots.append(int(found[0]))
-            elif int(self.filled) < len(self.ids):
-                slots.append(int(self.filled))
-                self.ids[self.filled] = clip
-                self.filled += 1
-            else:
-                slots.append(-1)
-        return torch.tensor(slots, device=ids.device)
+    def _admit(self, ids: Tensor) -> None:
+        """Give every clip of first sight a slot, as far as there are any.
+
+        Slots are in the order of ids, so that the bank is a function of the clips seen and not of the order of batches.
+        """
+        filled = int(self.filled)
+        new = ids[~torch.isin(ids, self.ids[:filled])].unique()[: len(self.ids) - filled]
+        if len(new) == 0:
+            return
+        end = filled + len(new)
+        self.ids[filled:end] = new
+        order = self.ids[:end].argsort()
+        for part in (self.ids, *(getattr(self, f"{kind}_{m}") for m in self.modalities for kind in ("vectors", "has"))):
+            part[:end] = part[order]
+        self.filled += len(new)

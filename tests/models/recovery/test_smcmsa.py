@@ -58,6 +58,22 @@ def test_a_clip_is_refreshed_and_the_bank_never_grows_beyond_the_training_split(
     torch.testing.assert_close(recovery.vectors_a, 2 * sequences["a"].x[:, 0])
 
 
+def test_the_bank_does_not_depend_on_the_order_of_batches():
+    sequences, ids = clips(small_config()), torch.arange(CLIPS) * 7919 % 1009  # ids in no order
+    banks = []
+    for seed, size in ((0, CLIPS), (1, 10), (2, 1)):
+        recovery = build("smcmsa")
+        order = torch.randperm(CLIPS, generator=torch.Generator().manual_seed(seed))
+        for rows in order.split(size):
+            batch = {m: Sequence(x[rows], lengths[rows]) for m, (x, lengths) in sequences.items()}
+            recovery.observe(batch, ids[rows])
+        banks.append(dict(recovery.named_buffers()))
+    first = banks[0]
+    torch.testing.assert_close(first["vectors_a"], sequences["a"].x[ids.argsort(), 0])
+    for other in banks[1:]:
+        assert all(torch.equal(part, first[name]) for name, part in other.items())
+
+
 def test_an_absent_modality_of_a_training_clip_is_not_offered():
     recovery, sequences = build("smcmsa"), clips(small_config())
     lengths = sequences["v"].lengths.clone()
