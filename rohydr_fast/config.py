@@ -196,6 +196,7 @@ class TrainConfig:
         if self.outputs not in OUTPUTS:
             raise UsageError(f"--outputs: must be one of {OUTPUTS}, got {self.outputs}. 1 is regression.")
         check_sampler(self.sampler, self.eta)
+        check_folds(self.folds, self.fold)
         self.grad_steps()
         self.switches()
 
@@ -259,6 +260,20 @@ def check_sampler(sampler: str, eta: float) -> None:
         raise UsageError(f"eta: must be between 0 (no noise) and 1 (as much as Eq. 2), got {eta}. Change it.")
     if eta and sampler != "ddim":
         raise UsageError(f"eta: belongs to the sampler ddim, got {eta} for {sampler}. Leave it out, or use ddim.")
+
+
+def check_folds(folds: int, fold: int) -> None:
+    """Whether there can be such a fold: one for test, one for validation, something to train on; 0 folds are none.
+
+    Raises:
+        UsageError: there cannot.
+    """
+    if folds == 0 and fold == 1:
+        return
+    if folds < 3:
+        raise UsageError(f"--folds: must be 3 or more, got {folds}. 0 keeps the file's own splits.")
+    if not 1 <= fold <= folds:
+        raise UsageError(f"--fold: must be between 1 and --folds {folds}, got {fold}. Change it.")
 
 
 def _flag(name: str) -> str:

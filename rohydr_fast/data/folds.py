@@ -4,28 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..config import check_folds
+from ..errors import DataError
 from ..modalities import MODALITIES, NAMES
 from .conversations import ID
 from .dataset import Dataset, Split
-
-LEAST_FOLDS = 3  # one for test, one for validation, and something to train on
-
-
-def check_folds(folds: int, fold: int) -> None:
-    """Whether there can be such a fold; 0 folds are none.
-
-    Raises:
-        UsageError: there cannot.
-    """
-    if folds == 0 and fold == 1:
-        return
-    if folds < LEAST_FOLDS:
-        raise UsageError(
-            f"--folds: must be {LEAST_FOLDS} or more, or 0 for the file's own splits, got {folds}. Change it."
-        )
-    if not 1 <= fold <= folds:
-        raise UsageError(f"--fold: must be between 1 and --folds {folds}, got {fold}. Change it.")
 
 
 def by_video(dataset: Dataset, folds: int, fold: int) -> Dataset:

@@ -36,8 +36,8 @@ def metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | in
         "Has0_F1_score": weighted_f1(labels >= 0, predictions >= 0),
         "Non0_acc_2": _accuracy(labels[signed] > 0, predictions[signed] > 0),
         "Non0_F1_score": weighted_f1(labels[signed] > 0, predictions[signed] > 0),
-        "Mult_acc_5": _accuracy(_classes(labels, 2), _classes(predictions, 2)),
-        "Mult_acc_7": _accuracy(_classes(labels, 3), _classes(predictions, 3)),
+        "Mult_acc_5": _accuracy(classes(labels, 2), classes(predictions, 2)),
+        "Mult_acc_7": _accuracy(classes(labels, 3), classes(predictions, 3)),
         "MAE": float(np.abs(predictions - labels).mean()),
         "Corr": None if constant else _correlation(predictions, labels),
         "n": len(labels),
@@ -120,7 +120,8 @@ def _accuracy(true: np.ndarray, predicted: np.ndarray) -> float | None:
     return float((true == predicted).mean()) if len(true) else None
 
 
-def _classes(values: np.ndarray, limit: int) -> np.ndarray:
+def classes(values: np.ndarray, limit: int) -> np.ndarray:
+    """Clipped to [-limit, limit] and rounded half to even: the classes of `Mult_acc_7` and `Mult_acc_5`."""
     return np.round(np.clip(values, -limit, limit))  # np.round: half to even
 
 

@@ -12,9 +12,19 @@ from .predict import EVALUATION, batches, inputs
 
 @torch.no_grad()
 def recovery_quality(
-    model: RoHyDR, dataset: Dataset, split: Split, missing: np.ndarray, *, seed: int, batch_size: int = 64
+    model: RoHyDR,
+    dataset: Dataset,
+    split: Split,
+    missing: np.ndarray,
+    *,
+    seed: int,
+    means: dict[str, torch.Tensor] | None = None,
+    batch_size: int = 64,
 ) -> dict[str, dict[str, float]]:
     """Compare x_rec with x_m for everything that `missing` (N, 3) takes away and the file has.
+
+    Args:
+        means: `channel_means` of the split, where they are known: they do not depend on what is missing.
 
     Returns:
         modality -> ``relative_mse``, the mean squared error over the variance of x_m (1 is what the mean of x_m
@@ -24,7 +34,7 @@ def recovery_quality(
     model.eval()
     sums: dict[str, np.ndarray] = {}
     device = next(model.parameters()).device
-    means = _channel_means(model, dataset, split, batch_size)
+    means = means or channel_means(model, dataset, split, batch_size)
     for rows in batches(model, split, batch_size):
         batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
         given = inputs(batch, missing, device)
@@ -46,9 +56,11 @@ def recovery_quality(
     }
 
 
-def _channel_means(model: RoHyDR, dataset: Dataset, split: Split, batch_size: int) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def channel_means(model: RoHyDR, dataset: Dataset, split: Split, batch_size: int = 64) -> dict[str, torch.Tensor]:
     """Mean of x_m over the real tokens of the split, (C,) float64 for each modality."""
-    device = next(model.parameters()).device
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
     totals = {m: torch.zeros(model.config.channels, dtype=torch.float64) for m in model.config.modalities}
     counts = dict.fromkeys(model.config.modalities, 0)
     for start in range(0, len(split), batch_size):
@@ -60,4 +72,5 @@ def _channel_means(model: RoHyDR, dataset: Dataset, split: Split, batch_size: in
             tokens = sequence.x[sequence.mask()]
             totals[m] += tokens.double().sum(0).cpu()
             counts[m] += len(tokens)
+    model.train(training)
     return {m: (totals[m] / max(counts[m], 1)).to(device) for m in totals}

@@ -11,7 +11,7 @@ from ..training.trainer import load_model
 from .metrics import metrics
 from .predict import evaluate_split
 from .protocols import protocol_rows
-from .recovery import recovery_quality
+from .recovery import channel_means, recovery_quality
 from .tables import Columns, metrics_table
 from .uncertainty import calibration, conformal_radius
 
@@ -94,7 +94,7 @@ def evaluate_run(
     split = getattr(dataset, asked.split)
     seed = config.seed if asked.seed is None else asked.seed
     options = dict(seed=seed, samples=asked.samples, batch_size=config.batch_size)
-    rows = {}
+    rows, means = {}, channel_means(model, dataset, split)
     for name, spec in pairs:
         found = evaluate_split(model, dataset, split, spec, **options)
         valid = found if split is dataset.valid else evaluate_split(model, dataset, dataset.valid, spec, **options)
@@ -103,7 +103,7 @@ def evaluate_run(
             "realised_missing_rate": found.rate,
             **metrics(found.mean, split.labels),
             "covered_80": uncertainty["conformal"]["coverage"],
-            "recovery": recovery_quality(model, dataset, split, found.missing, seed=seed),
+            "recovery": recovery_quality(model, dataset, split, found.missing, seed=seed, means=means),
             "uncertainty": uncertainty,
         }
         radius = conformal_radius(valid.mean, dataset.valid.labels)

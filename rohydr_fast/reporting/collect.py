@@ -27,6 +27,9 @@ COMPARED = (
 )
 """Metrics that a stored row must share with what its predictions give."""
 
+BEYOND = ("recovery", "uncertainty")
+"""What a row of an evaluation may say beyond metrics."""
+
 OF_A_RUN = frozenset((CONFIG, LOCK, "env.json", "metrics.jsonl", "metrics.json"))
 """Files by which a run directory is known: a folder with two of them is one, whatever it lacks."""
 
@@ -120,10 +123,7 @@ def collect(paths: Sequence[Path], *, split: str = "test", sha256: str | None = 
         else:
             runs.append(run)
             left_out += unused
-    if sha256:
-        runs = _keep(runs, left_out, lambda run: run.sha256, "data", sha256)
-    else:
-        runs = _keep(runs, left_out, lambda run: run.sha256, "data")
+    runs = _keep(runs, left_out, lambda run: run.sha256, "data", sha256)
     for what in ("preset", "epochs", "protocol"):
         runs = _keep(runs, left_out, lambda run, what=what: getattr(run.settings, what), what)
     if not runs:
@@ -169,7 +169,7 @@ def read_run(path: Path, split: str, reader: Reader) -> tuple[Run, list[LeftOut]
     data = environment.get("data")
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("source", "sha256")):
         raise DataError(f"{path / 'env.json'} must hold the data's source and sha256. Restore the file.")
-    own = _row(directory, reader, split, "", settings.missing, _own_values(path, result, split), {})
+    own = _row(directory, reader, split, "", settings.missing, _own_values(path, result, split))
     epochs = tuple(row for row in directory.rows() if row.get("kind") == "epoch")
     kinds = {"epoch": int, "train": dict, "valid": dict}
     if not epochs or not all(isinstance(row.get(key), kind) for row in epochs for key, kind in kinds.items()):
@@ -208,8 +208,10 @@ def _evaluations(
         if document.get("split") != split:
             continue
         rows, samples, protocol = (document.get(key) for key in ("rows", "samples", "protocol"))
-        if not (isinstance(rows, dict) and rows and isinstance(samples, int) and isinstance(protocol, str)):
-            raise DataError(f"{path} must hold protocol, samples and rows. Evaluate the run again.")
+        suffix = document.get("suffix")
+        texts = isinstance(protocol, str) and isinstance(suffix, str)
+        if not (isinstance(rows, dict) and rows and isinstance(samples, int) and texts):
+            raise DataError(f"{path} must hold protocol, suffix, samples and rows. Evaluate the run again.")
         own = {key: settings.values.get(key) for key in ("sampler", "steps", "eta")}
         usual_of = {"checkpoint": "best", "seed": settings.seed, **{k: v for k, v in own.items() if k in document}}
         for key, usual in usual_of.items():
@@ -222,28 +224,16 @@ def _evaluations(
                 )
                 break
         else:
-            drawn = document.get("suffix")
-            if not isinstance(drawn, str):
-                drawn = f"-samples{samples}" if samples > 1 else ""
-            read = [
-                _row(directory, reader, split, protocol, name, values, document, drawn) for name, values in rows.items()
-            ]
+            read = [_row(directory, reader, split, protocol, name, row, suffix) for name, row in rows.items()]
             evaluations.append(Evaluation(protocol, samples, tuple(read)))
     return evaluations, unused
 
 
 def _row(
-    directory: RunDirectory,
-    reader: Reader,
-    split: str,
-    protocol: str,
-    name: str,
-    values: dict,
-    document: dict,
-    drawn: str = "",
+    directory: RunDirectory, reader: Reader, split: str, protocol: str, name: str, values: dict, suffix: str = ""
 ) -> Row:
     """A stored row with its predictions, from which its metrics are computed again and compared."""
-    stem = f"{protocol}-{name}{drawn}" if protocol else name
+    stem = f"{protocol}-{name}{suffix}" if protocol else name
     path = directory.path / "predictions" / f"{file_name(split)}-{file_name(stem)}.npz"
     predictions = reader.read(path)
     computed = metrics(predictions.prediction, predictions.labels)
@@ -258,16 +248,9 @@ def _row(
                 "Evaluate the run again."
             )
     rate = values.get("realised_missing_rate")
-    recovery, uncertainty = (_extra(document, values, key, name) for key in ("recovery", "uncertainty"))
+    recovery, uncertainty = (found if isinstance(found := values.get(key), dict) else None for key in BEYOND)
     rate = float(rate) if isinstance(rate, int | float) and math.isfinite(rate) else None
     return Row(name, rate, computed, predictions, recovery, uncertainty)
-
-
-def _extra(document: dict, values: dict, key: str, name: str) -> dict | None:
-    """What an evaluation says beyond metrics, in the row itself or in a mapping of its own with the rows' names."""
-    named = document.get(key)
-    found = values.get(key, named.get(name) if isinstance(named, dict) else None)
-    return found if isinstance(found, dict) else None
 
 
 def _equal(stored: object, computed: float | int | bool | None) -> bool:

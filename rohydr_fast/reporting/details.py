@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.metrics import classes
+from ..modalities import MODALITIES
 from .groups import MEAN, NOT_OF_A_MODEL, ONE_MODEL, Series
 from .settings import identity
 
@@ -78,7 +80,7 @@ def cards(series: Sequence[Series]) -> tuple[str, int | None, list[Card]]:
     result = []
     for row in chosen:
         answers = [
-            (name, float(p.prediction[row]), "".join(m for m, gone in zip("atv", p.missing[row], strict=True) if gone))
+            (name, float(p.prediction[row]), "".join(np.array(MODALITIES)[p.missing[row]]))
             for name, p in ordered.items()
             if p is not None
         ]
@@ -89,7 +91,7 @@ def cards(series: Sequence[Series]) -> tuple[str, int | None, list[Card]]:
 def _behaviour(series: Series, condition: str) -> Behaviour:
     predictions = [row.predictions for rows in series.cells[condition].values() for row in rows]
     labels, answers = (np.concatenate([getattr(p, name) for p in predictions]) for name in ("labels", "prediction"))
-    true, predicted = (np.round(np.clip(x.astype(np.float64), -3, 3)).astype(int) for x in (labels, answers))
+    true, predicted = (classes(x.astype(np.float64), 3).astype(int) for x in (labels, answers))
     confusion = np.zeros((7, 7), int)
     np.add.at(confusion, (true + 3, predicted + 3), 1)
     bins = []

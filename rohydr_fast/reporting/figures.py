@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..config import STRATEGIES
+from ..config import METHOD_TITLES, STRATEGIES
 from ..modalities import MODALITIES, NAMES
 from .groups import MEAN, ONE_A_RATE, ONE_MODEL, Group, Series, only_in_figure_4
 from .settings import DEFAULT_METHOD, LAMBDAS, identity, labels
@@ -130,10 +130,8 @@ def weights(groups: Sequence[Group]) -> Figure:
         if found:
             panels.append((name, found))
     if not panels:
-        needed = "at least two values of one of lambda_g, lambda_al, lambda_c"
-        return Figure(
-            "figure4", title, f"There are no runs of {DEFAULT_METHOD} with {needed} and all else equal.", None
-        )
+        needed = "at least two values of one of lambda_g, lambda_al, lambda_c and all else equal"
+        return Figure("figure4", title, f"There are no runs of {METHOD_TITLES[DEFAULT_METHOD]} with {needed}.", None)
     rows = [
         [
             Panel("", f"\u03bb{name.removeprefix('lambda')}", y_label, (_of_weights(found, name, metric, scale),))

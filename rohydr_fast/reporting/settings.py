@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..config import DEFAULT_EPOCHS, PARTS_ABSENT, PRESETS, ModelConfig, TrainConfig
+from ..config import DEFAULT_EPOCHS, METHOD_TITLES, PARTS_ABSENT, PRESETS, ModelConfig, TrainConfig
 from ..data.missing_spec import WITH_RATE, MissingSpec
 from ..errors import DataError, RohydrError
 
 IRRELEVANT = ("seed", "data", "device", "backend", "max_memory")
 """Settings that do not make a run another experiment; the data are told apart by their checksum."""
 
-DEFAULT_METHOD = "rohydr"
-STYLED = ("mmin", "gcnet", "imder", "dicmor", "mtmsa", "smcmsa")
-"""Methods written after a paper's idea; a table never calls them the original."""
+DEFAULT_METHOD = TrainConfig.method
 
-ORDER = ("zero", "mean", "dropout", "regress", *STYLED)
+ORDER = tuple(method for method in METHOD_TITLES if method != DEFAULT_METHOD)
 """Rows of a table: these, unknown methods, then rohydr with parts taken out, and rohydr."""
 
 LAMBDAS = ("lambda_g", "lambda_al", "lambda_c")
@@ -76,9 +74,8 @@ def identity(values: Mapping, leaving_out: Sequence[str] = ()) -> str:
 
 
 def name_of(values: Mapping) -> str:
-    """Method, parts taken out and strategy: ``mmin-style``, ``rohydr without HDDM, UR``, ``rohydr, two-stage``."""
-    method = str(values["method"])
-    name = f"{method}-style" if method in STYLED else method
+    """Method, parts taken out and strategy: ``mmin-style``, ``RoHyDR without HDDM, UR``, ``RoHyDR, two-stage``."""
+    name = METHOD_TITLES.get(values["method"], str(values["method"]))
     if values["without"]:
         name += " without " + ", ".join(part.upper() for part in values["without"].split(","))
     return name if values["strategy"] == "three-stage" else f"{name}, {values['strategy']}"

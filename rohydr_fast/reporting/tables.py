@@ -182,7 +182,7 @@ def _methods(
             result.append(Section(section, tuple(rows)))
     if not result:
         values = {"method": DEFAULT_METHOD, "without": "", "strategy": STRATEGIES[0]}
-        result = [Section("", (TableRow((DEFAULT_METHOD,), {}, *_paper_row(number, data, values)),))]
+        result = [Section("", (TableRow((name_of(values),), {}, *_paper_row(number, data, values)),))]
     if not columns:
         columns = tuple(Column(name, name, (ACC2, F1)) for name in paper.numbers()["table2"]["columns"])
     return Table(number, TITLES[number], ("model",), columns, tuple(result), notes, paper_beside=False)

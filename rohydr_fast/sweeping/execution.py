@@ -2,11 +2,10 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,9 +14,10 @@ from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import MethodUnavailable, RohydrError, UsageError
 from ..evaluation.runs import Evaluation, evaluate_run
+from ..ops.registry import backend
 from ..training import experiment
 from ..training.interrupt import Interrupted, StopRequest
-from ..training.run_directory import RunDirectory
+from ..training.run_directory import CONFIG, RunDirectory
 from .plan import Job
 
 DONE, SKIPPED, UNAVAILABLE, FAILED, STOPPED = "done", "skipped", "not available", "failed", "stopped"
@@ -40,7 +40,7 @@ def is_done(job: Job, out: Path) -> bool:
         UsageError: it holds a run with other settings.
     """
     place = out / job.name
-    if not (place / "config.yaml").is_file():
+    if not (place / CONFIG).is_file():
         return False
     check_same(job, RunDirectory.open(place))
     needed = [place / "metrics.json", *(place / "evaluations" / f"{asked.name}.json" for asked in evaluations(job))]
@@ -75,12 +75,8 @@ def run_job(job: Job, out: Path, threads: int) -> Outcome:
     started, place = time.perf_counter(), out / job.name
     state, sentence = DONE, ""
     try:
-        with redirect_stdout(sys.stderr), open(os.devnull, "w") as nowhere:
-            stderr, sys.stderr = sys.stderr, nowhere  # the progress of several runs at once is nobody's
-            try:
-                _train_and_evaluate(job, place)
-            finally:
-                sys.stderr = stderr
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # progress of several runs at once: nobody's
+            _train_and_evaluate(job, place)
     except MethodUnavailable as error:
         state, sentence = UNAVAILABLE, str(error)
     except Interrupted:
@@ -91,15 +87,15 @@ def run_job(job: Job, out: Path, threads: int) -> Outcome:
 
 
 def _train_and_evaluate(job: Job, place: Path) -> None:
-    if (place / "metrics.json").is_file():
-        pass  # trained; something of its evaluations is missing
-    elif (place / "config.yaml").is_file():
-        experiment.resume(place)
-    else:
-        experiment.start(job.config, place, dataset=_dataset(job.config))
-    for asked in evaluations(job):
-        if not (place / "evaluations" / f"{asked.name}.json").is_file():
-            evaluate_run(place, asked, dataset=_dataset(job.config))
+    dataset = _dataset(job.config)
+    if not (place / CONFIG).is_file():
+        experiment.start(job.config, place, dataset)
+    elif not (place / "metrics.json").is_file():
+        experiment.resume(place, dataset)
+    with backend(job.config.backend):
+        for asked in evaluations(job):
+            if not (place / "evaluations" / f"{asked.name}.json").is_file():
+                evaluate_run(place, asked, dataset=dataset)
 
 
 _datasets: dict[tuple, Dataset] = {}
@@ -127,13 +123,13 @@ def execute(jobs: Sequence[Job], out: Path, workers: int, report: Callable[[Outc
     outcomes = [Outcome(job.name, SKIPPED) for job, finished in zip(jobs, done, strict=True) if finished]
     waiting = [job for job, finished in zip(jobs, done, strict=True) if not finished]
     workers = max(1, min(workers, len(waiting)))
-    threads = 1 if workers > 1 else 0
+    threads = max(1, (os.cpu_count() or 1) // workers)
     with StopRequest() as stop, _Pool(workers) as pool:
         running: dict[Future, Job] = {}
         while waiting or running:
             while waiting and len(running) < workers and stop.signal_number is None:
                 job = waiting.pop(0)
-                running[pool.submit(run_job, job, out, threads or os.cpu_count() or 1)] = job
+                running[pool.submit(run_job, job, out, threads)] = job
             if not running:
                 break
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import UsageError
 from ..evaluation.tables import UNDEFINED
+from ..ops.registry import backend
 from ..training.experiment import missing_spec, read_dataset
 from ..training.progress import Progress
 from ..training.run_directory import RunDirectory, write_atomic
@@ -46,23 +47,21 @@ def search(base: TrainConfig, *, trials: int, seed: int, out: Path) -> Found:
     out.mkdir(parents=True, exist_ok=True)
     dataset = read_dataset(base)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
+    journal = optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
     study = optuna.create_study(
         study_name=STUDY,
-        storage=optuna.storages.JournalStorage(backend),
+        storage=optuna.storages.JournalStorage(journal),
         sampler=optuna.samplers.TPESampler(seed=seed),
         load_if_exists=True,
     )
 
     def objective(trial) -> float:
-        drawn = {
-            name: trial.suggest_float(name, *bounds, log=name in LOGARITHMIC) for name, bounds in SPACE.items()
-        }  # fmt: skip
+        drawn = {name: trial.suggest_float(name, *bounds, log=name in LOGARITHMIC) for name, bounds in SPACE.items()}
         config = replace(base, seed=seed, **drawn)
         run = RunDirectory.create(out / f"trial{trial.number}-{os.getpid()}", "trial")
         run.write_config(asdict(config))
         trainer = Trainer(dataset, config, missing_spec(config), run)
-        with run.lock(), Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
+        with run.lock(), backend(config.backend), Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
             trainer.fit(progress)
         return trainer.cursor.best_mae
 

@@ -8,7 +8,7 @@ import torch
 
 from ..config import METHOD_TITLES, TrainConfig
 from ..data.dataset import Dataset, Split
-from ..data.folds import by_video, check_folds
+from ..data.folds import by_video
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
 from ..errors import DataError, MethodUnavailable, UsageError
@@ -37,7 +37,6 @@ class Result:
 
 def read_dataset(config: TrainConfig, data: str | None = None) -> Dataset:
     """The data of a run, in its splits; `data` is another place of the file."""
-    check_folds(config.folds, config.fold)
     dataset = load(data or config.data, nonfinite=config.nonfinite)
     return by_video(dataset, config.folds, config.fold) if config.folds else dataset
 
@@ -71,13 +70,13 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
         return _train(Trainer(dataset, config, spec, run))
 
 
-def resume(path: Path) -> Result:
-    """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet."""
+def resume(path: Path, dataset: Dataset | None = None) -> Result:
+    """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet; see `start`."""
     run = RunDirectory.open(path)
     config = config_from(run.read_config(), run)
     spec = missing_spec(config)
     _check_runtime(config)
-    dataset = read_dataset(config)
+    dataset = dataset or read_dataset(config)
     with run.lock():
         trainer = Trainer(dataset, config, spec, run)
         trainer.restore()

@@ -162,7 +162,6 @@ class StageRunner:
         given = Supervision(
             done.sequences,
             self.model.columns(batch.present),
-            self.model.columns(batch.missing),
             done.conditions,
             done.recovered,
             batch.label,

@@ -86,6 +86,7 @@ def write_run(
         names = [name for name, _ in protocol_rows(protocol, modalities)]
         rows = {name: {**row(f"{protocol}-{name}{drawn}", name), **(extra or {})} for name in names}
         document = {"protocol": protocol, "split": "test", "checkpoint": "best", "samples": samples, "seed": seed}
+        document["suffix"] = drawn
         run.write_evaluation(f"{protocol}-test{drawn}", {"run_dir": str(path), **document, "rows": rows}, "")
     return path
 

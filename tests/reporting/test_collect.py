@@ -100,7 +100,7 @@ def damage(path, name, content):
             "metrics.jsonl must hold epoch, train and valid",
         ),
         ("evaluations/rates-test.json", 0.5, "rates-test.json cannot be read"),
-        ("evaluations/rates-test.json", '{"split": "test"}', "must hold protocol, samples and rows"),
+        ("evaluations/rates-test.json", '{"split": "test"}', "must hold protocol, suffix, samples and rows"),
         ("predictions/test-rates-exact-0.3.npz", 0.5, "test-rates-exact-0.3.npz cannot be read"),
         ("predictions/test-rates-exact-0.3.npz", None, "test-rates-exact-0.3.npz does not exist"),
         ("predictions/test-exact-0.5.npz", "text", "test-exact-0.5.npz cannot be read"),
@@ -233,12 +233,12 @@ def test_labels_are_the_methods_names():
         {**base, "lr": 0.01},
     ]
     assert labels(rows) == [
-        "zero",
+        "zero-fill",
         "mmin-style",
-        "rohydr without HDDM, UR",
-        "rohydr, two-stage",
-        "rohydr, lr 0.001",
-        "rohydr, lr 0.01",
+        "RoHyDR without HDDM, UR",
+        "RoHyDR, two-stage",
+        "RoHyDR, lr 0.001",
+        "RoHyDR, lr 0.01",
     ]
 
 

@@ -26,23 +26,23 @@ def methods(tmp_path):
 
 def test_the_full_model_is_the_reference_and_the_mean_comes_first(methods):
     pairs = pairs_of(methods)
-    assert {(pair.first, pair.second) for pair in pairs} == {("rohydr", "zero"), ("rohydr", "regress")}
+    assert {(pair.first, pair.second) for pair in pairs} == {("RoHyDR", "zero-fill"), ("RoHyDR", "regression")}
     assert pairs[0].condition == MEAN and [pair.condition for pair in pairs[1:9]] == [f"{i / 10}" for i in range(8)]
     assert {pair.section for pair in pairs} == {ONE_MODEL}
 
 
 def test_better_is_said_only_where_the_interval_excludes_zero(methods):
     means = {pair.second: pair for pair in pairs_of(methods) if pair.condition == MEAN}
-    assert means["zero"].verdict("MAE") == "rohydr is better"
-    assert means["regress"].verdict("MAE") == "no difference shown"
+    assert means["zero-fill"].verdict("MAE") == "RoHyDR is better"
+    assert means["regression"].verdict("MAE") == "no difference shown"
     text = comparisons.to_markdown(list(means.values()))
-    assert text.count("rohydr is better") >= 1 and "no difference shown" in text and "seeds (by number)" in text
+    assert text.count("RoHyDR is better") >= 1 and "no difference shown" in text and "seeds (by number)" in text
 
 
 def test_the_reference_can_be_named(methods):
-    pairs = pairs_of(methods, "zero")
-    assert {pair.first for pair in pairs} == {"zero"} and pairs[0].verdict("MAE") != "zero is better"
-    with pytest.raises(UsageError, match="--against.*'nothing'.*zero, regress, rohydr"):
+    pairs = pairs_of(methods, "zero-fill")
+    assert {pair.first for pair in pairs} == {"zero-fill"} and pairs[0].verdict("MAE") != "zero-fill is better"
+    with pytest.raises(UsageError, match="--against.*'nothing'.*zero-fill, regression, RoHyDR"):
         pairs_of(methods, "nothing")
 
 
@@ -65,17 +65,17 @@ def test_another_missing_pattern_is_refused_and_said(tmp_path):
         np.savez(stored, **{**arrays, "missing": ~arrays["missing"]})
     [pair] = pairs_of(tmp_path)
     assert pair.comparison is None
-    assert "rohydr and zero: must have the same missing patterns" in comparisons.to_markdown([pair])
+    assert "RoHyDR and zero-fill: must have the same missing patterns" in comparisons.to_markdown([pair])
     assert len(comparisons.to_csv([pair]).splitlines()) == 1
 
 
 def test_csv_has_points_for_accuracy_and_label_units_for_errors(methods):
-    pair = next(pair for pair in pairs_of(methods) if pair.second == "zero")
+    pair = next(pair for pair in pairs_of(methods) if pair.second == "zero-fill")
     rows = {row["metric"]: row for row in csv.DictReader(io.StringIO(comparisons.to_csv([pair])))}
     found = pair.comparison.differences
     assert float(rows["Non0_acc_2"]["difference"]) == pytest.approx(100 * found["Non0_acc_2"].estimate, abs=1e-5)
     assert float(rows["MAE"]["high"]) == pytest.approx(found["MAE"].high, abs=1e-5)
-    assert rows["MAE"]["better"] == "rohydr" and rows["MAE"]["seeds"] == "3"
+    assert rows["MAE"]["better"] == "RoHyDR" and rows["MAE"]["seeds"] == "3"
     assert int(rows["MAE"]["clips"]) > int(rows["Non0_acc_2"]["clips"])
 
 

@@ -22,7 +22,7 @@ def stored(path, stem) -> dict:
 def test_confusion_and_bins_are_counted_over_all_seeds(tmp_path):
     root = sweep(tmp_path, {"zero": 2.0}, seeds=(1, 2))
     [behaviour] = details.behaviours(series_in(root))
-    assert (behaviour.label, behaviour.condition) == ("zero", "0.5")
+    assert (behaviour.label, behaviour.condition) == ("zero-fill", "0.5")
     expected = np.zeros((7, 7), int)
     for seed in (1, 2):
         found = stored(root / "zero" / f"seed{seed}", "rates-exact-0.5")
@@ -39,7 +39,7 @@ def test_confusion_and_bins_are_counted_over_all_seeds(tmp_path):
 def test_cards_spread_over_the_labels_and_show_every_condition(tmp_path):
     path = write_run(tmp_path / "run", seed=4)
     label, seed, cards = details.cards(series_in(path))
-    assert (label, seed, len(cards)) == ("rohydr", 4, 20)
+    assert (label, seed, len(cards)) == ("RoHyDR", 4, 20)
     assert [card.label for card in cards] == sorted(card.label for card in cards)
     assert (cards[0].label, cards[-1].label) == (clip_labels().min(), clip_labels().max())
     assert len(cards[0].predictions) == 8 + 7

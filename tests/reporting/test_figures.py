@@ -33,7 +33,7 @@ def test_figure_3_has_a_band_over_seeds(tmp_path, drawn):
     figure = made(sweep(tmp_path, {"zero": 1.0, "rohydr": 1.0}, seeds=(1, 3), evaluate=()), "figure3")
     assert "lowest to highest" in figure.caption and "exact 0.5" in figure.caption
     accuracy, first_loss, second_loss = panels(drawn[0])
-    assert [curve.label for curve in accuracy.curves] == ["zero", "rohydr"] and accuracy.title == "by method"
+    assert [curve.label for curve in accuracy.curves] == ["zero-fill", "RoHyDR"] and accuracy.title == "by method"
     [curve, _] = accuracy.curves
     np.testing.assert_allclose(curve.x, [1, 2, 3])
     np.testing.assert_allclose(curve.low, [61, 71, 81])  # 50 + 10 * epoch + seed
@@ -49,8 +49,8 @@ def test_figure_3_by_strategy(tmp_path, drawn):
     made(tmp_path, "figure3")
     titles = {panel.title: [curve.label for curve in panel.curves] for panel in drawn[0][0]}
     assert titles == {
-        "by method": ["rohydr"],
-        "by strategy": ["rohydr, one-stage", "rohydr, two-stage", "rohydr"],
+        "by method": ["RoHyDR"],
+        "by strategy": ["RoHyDR, one-stage", "RoHyDR, two-stage", "RoHyDR"],
     }
 
 

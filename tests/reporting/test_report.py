@@ -68,7 +68,7 @@ def test_a_report_has_all_files_and_says_what_is_left_out(tmp_path, runs, capsys
     summary = json.loads(captured.out.splitlines()[-1])
     assert summary == json.loads((out / "report.json").read_text()) and set(summary["files"]) == names
     assert [entry["path"].rsplit("/")[-1] for entry in summary["left_out"]] == ["stopped", "seed1"]
-    assert summary["tables"]["table1"][0]["row"] == ["zero"]
+    assert summary["tables"]["table1"][0]["row"] == ["zero-fill"]
     assert "# Table 1" in captured.out and "# Table 3" in captured.out
 
 
@@ -181,10 +181,10 @@ def test_from_training_to_the_page(tmp_path, capsys):
     capsys.readouterr()
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [group["label"] for group in summary["groups"]] == ["rohydr without HDDM, UR", "rohydr"]
+    assert [group["label"] for group in summary["groups"]] == ["RoHyDR without HDDM, UR", "RoHyDR"]
     assert summary["left_out"] == [] and len(summary["comparisons"]) == 16
     stored = json.loads((tmp_path / "runs" / "full" / "seed1" / "evaluations" / "fixed-test.json").read_text())
-    cell = next(row for row in summary["tables"]["table2"] if row["row"] == ["rohydr"])["cells"]["{a}"]["MAE"]
+    cell = next(row for row in summary["tables"]["table2"] if row["row"] == ["RoHyDR"])["cells"]["{a}"]["MAE"]
     other = json.loads((tmp_path / "runs" / "full" / "seed2" / "evaluations" / "fixed-test.json").read_text())
     assert cell[0] == pytest.approx((stored["rows"]["{a}"]["MAE"] + other["rows"]["{a}"]["MAE"]) / 2) and cell[2] == 2
     parsed(tmp_path / "out" / "index.html")

@@ -53,7 +53,7 @@ def mean_and_deviation(values) -> tuple[float, float]:
 def test_a_cell_is_what_its_predictions_give_by_hand(tmp_path, table, condition, stems):
     """Swapping F1's arguments anywhere fails here: the two F1 differ for these predictions."""
     root = sweep(tmp_path, {"zero": 2.0}, missing_rate="mixed")
-    cells = row_of(build(root)[table], ONE_MODEL, "zero")
+    cells = row_of(build(root)[table], ONE_MODEL, "zero-fill")
     per_seed = [
         np.mean([by_hand(root / "zero" / f"seed{seed}" / "predictions" / f"test-{stem}.npz") for stem in stems], axis=0)
         for seed in (1, 2, 3)
@@ -66,7 +66,7 @@ def test_a_cell_is_what_its_predictions_give_by_hand(tmp_path, table, condition,
 
 def test_a_cell_shows_mean_deviation_and_number(tmp_path):
     table = build(sweep(tmp_path, {"zero": 2.0}))[1]
-    cells = row_of(table, ONE_MODEL, "zero")
+    cells = row_of(table, ONE_MODEL, "zero-fill")
     texts = [f"{100 * mean:.2f} +- {100 * std:.2f}" for mean, std, _ in (cells.value("0.3", m) for m in
              (tables.ACC2, tables.F1))]  # fmt: skip
     assert f"| {texts[0]} / {texts[1]} (3) |" in render.to_markdown(table).replace("  ", " ").replace("  ", " ")
@@ -80,14 +80,14 @@ def test_one_model_and_one_model_a_rate_are_never_mixed(tmp_path):
     assert [section.name for section in table.sections] == [ONE_MODEL, ONE_A_RATE]
     stems = {ONE_MODEL: "mixed/predictions/test-rates-exact-0.3.npz", ONE_A_RATE: "0.3/predictions/test-exact-0.3.npz"}
     for section, stem in stems.items():
-        assert row_of(table, section, "rohydr").value("0.3", tables.ACC2)[0] == by_hand(tmp_path / stem)[0]
-    assert row_of(table, ONE_A_RATE, "rohydr").value(MEAN, tables.ACC2)[2] == 1
+        assert row_of(table, section, "RoHyDR").value("0.3", tables.ACC2)[0] == by_hand(tmp_path / stem)[0]
+    assert row_of(table, ONE_A_RATE, "RoHyDR").value(MEAN, tables.ACC2)[2] == 1
 
 
 def test_the_mean_needs_all_eight_rates(tmp_path):
     for rate in RATE_NAMES[:-1]:
         write_run(tmp_path / rate, missing_rate=rate, evaluate=())
-    row = row_of(build(tmp_path)[1], ONE_A_RATE, "rohydr")
+    row = row_of(build(tmp_path)[1], ONE_A_RATE, "RoHyDR")
     assert row.value("0.6", tables.ACC2)[2] == 1 and row.value(MEAN, tables.ACC2) == (None, None, 0)
     assert "|    - |\n" in render.to_markdown(build(tmp_path)[1])
 
@@ -96,14 +96,14 @@ def test_models_of_different_training_rates_are_different_rows(tmp_path):
     for rate in ("0.3", "mixed"):
         write_run(tmp_path / rate, missing_rate=rate, evaluate=("rates",))
     labels = [row.stub for row in build(tmp_path)[1].sections[0].rows]
-    assert labels == [("rohydr, trained with exact 0.3",), ("rohydr, trained with mixed",)]
+    assert labels == [("RoHyDR, trained with exact 0.3",), ("RoHyDR, trained with mixed",)]
 
 
 def test_averaged_recoveries_are_a_row_of_their_own(tmp_path):
     path = write_run(tmp_path / "run", evaluate=("rates",))
     other = write_run(tmp_path / "other", seed=2, evaluate=("rates",), samples=8)
     labels = [row.stub[0] for row in build(tmp_path)[1].sections[0].rows]
-    assert path != other and labels == ["rohydr, recoveries averaged: 1", "rohydr, recoveries averaged: 8"]
+    assert path != other and labels == ["RoHyDR, recoveries averaged: 1", "RoHyDR, recoveries averaged: 8"]
 
 
 def test_table_2_has_the_sets_that_the_data_have(tmp_path):
@@ -167,7 +167,7 @@ def test_the_papers_numbers_stand_below_comparable_rows(tmp_path):
     write_run(root / "full", evaluate=("rates",))
     table = build(root, "MOSI")[1]
     lines = render.lines(table, table.sections[0])
-    assert [line.stub[0] for line in lines] == ["zero", "imder-style", "paper: IMDer", "rohydr", "paper: RoHyDR"]
+    assert [line.stub[0] for line in lines] == ["zero-fill", "imder-style", "paper: IMDer", "RoHyDR", "paper: RoHyDR"]
     assert [part.mean for part in lines[-1].cells[-1].parts] == ["82.45", "81.87"]
     table = build(root)[1]
     assert all(cell == render.EMPTY for cell in render.lines(table, table.sections[0])[-1].cells)
@@ -202,14 +202,14 @@ def test_csv_has_mmsas_metrics_with_has0(tmp_path):
     mean, deviation = mean_and_deviation(values)
     assert float(row["Has0_acc_2_mean"]) == pytest.approx(100 * mean, abs=1e-4)
     assert float(row["Has0_acc_2_std"]) == pytest.approx(100 * deviation, abs=1e-4)
-    assert row["n"] == "2" and row["model"] == "zero" and row["paper_Non0_acc_2"] == "-"
+    assert row["n"] == "2" and row["model"] == "zero-fill" and row["paper_Non0_acc_2"] == "-"
     assert {f"{metric}_{what}" for metric in tables.ALL_METRICS for what in ("mean", "std")} <= set(row)
 
 
 def test_points_of_figure_4_are_no_rows(tmp_path):
     for value in (1.0, 0.5):
         write_run(tmp_path / str(value), lambda_g=value, evaluate=("rates",))
-    assert [row.stub for row in build(tmp_path)[1].sections[0].rows] == [("rohydr",)]
+    assert [row.stub for row in build(tmp_path)[1].sections[0].rows] == [("RoHyDR",)]
     write_run(tmp_path / "alone" / "x", lambda_g=0.5, evaluate=("rates",))
     assert len(build(tmp_path / "alone")[1].sections[0].rows) == 1
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from rohydr_fast.config import TrainConfig
 from rohydr_fast.data import containers
 from rohydr_fast.sweeping import execution, search
 from rohydr_fast.sweeping.plan import Asked, plan
+from tests.native_spy import needs_core, spy_on_core
 from tests.small_data import small_dataset, small_tree
 
 QUICK = ["--epochs", "1", "--steps", "2", "--batch-size", "5", "--jobs", "2"]
@@ -96,6 +98,17 @@ def test_a_run_that_broke_off_goes_on_from_its_checkpoint(tmp_path, data_file, m
     assert whole.state == execution.DONE
     lines = [(tmp_path / place / "zero-seed1" / "metrics.jsonl").read_bytes() for place in (".", "whole")]
     assert lines[0] == lines[1]
+
+
+@needs_core
+def test_a_named_backend_trains_evaluates_and_searches(tmp_path, data_file, monkeypatch):
+    calls = spy_on_core(monkeypatch)
+    base = TrainConfig(data=str(data_file), epochs=1, steps=2, batch_size=5)
+    for name, used in (("reference", False), ("cpp", True)):
+        (job,) = plan(Asked(table=1, seeds=(1,), methods=("rohydr",), base=replace(base, backend=name)))
+        assert execution.run_job(job, tmp_path / name, 1).state == execution.DONE
+        search.search(replace(base, backend=name), trials=1, seed=1, out=tmp_path / f"search-{name}")
+        assert bool(calls) == used
 
 
 def test_sigterm_keeps_checkpoints_and_the_same_command_goes_on(tmp_path, data_file):

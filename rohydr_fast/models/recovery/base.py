@@ -55,7 +55,6 @@ class Supervision(NamedTuple):
 
     sequences: Sequences  # x_m of everything the file has, (B, T, C)
     present: dict[str, Tensor]  # (B,) bool: the file has this modality of this clip
-    missing: dict[str, Tensor]  # (B,) bool: it is withheld
     conditions: dict[str, Condition]
     recovered: dict[str, Recovered]
     label: Tensor  # (B,)
@@ -117,21 +116,13 @@ class Recovery(nn.Module):
         """
         return None
 
-    def recover(
-        self,
-        conditions: dict[str, Condition],
-        sample_ids: Tensor,
-        *,
-        seed: int,
-        grad_steps: int | None = None,
-        max_memory: int | None = None,
-    ) -> Sequences:
+    def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """The representation (R, T, C) of each condition's modality, zeros after its lengths.
 
         Args:
             conditions: by modality; a modality that nobody misses is not among them.
             sample_ids: (B,) int64, on the CPU; with `seed` the key of all noise.
-            grad_steps, max_memory: see `models.rohydr.RoHyDR.recover`.
+            limits: grad_steps and max_memory of a method with a chain, see `models.rohydr.RoHyDR.recover`.
         """
         return {}
 

@@ -147,7 +147,7 @@ def _choose(chains: Sequence[Chain], backend: str | None, needs_grad: bool, grad
     head_dims = tuple([index(width // chain.num_heads) for width, chain in zip(widths, chains, strict=True)])
     x = chains[0].x
     sizes = {"width": max(widths), "head_dims": head_dims}
-    if any([chain.coefficients.shape[1] == 8 for chain in chains]):
+    if any([reference.has_history(chain.coefficients) for chain in chains]):
         sizes["history"] = True
     if x.is_cuda:  # others have no such limits, and numbers here would be fixed in a traced graph
         sizes["loops"] = tuple(

@@ -56,6 +56,11 @@ def reverse_step(x: Tensor, prediction: Tensor, v: Tensor, coefficients: Tensor,
     return mu if z is None else mu + torch.exp(0.5 * log_variance(v, log_beta, log_posterior)) * z
 
 
+def has_history(coefficients: Tensor) -> bool:
+    """Whether a table (K, 4) or (K, 8) is that of a sampler with a history."""
+    return coefficients.shape[1] == 8
+
+
 def next_history(x: Tensor, prediction: Tensor, history: Tensor, coefficients: Tensor) -> Tensor:
     """h' = c_hx x + c_hp prediction + c_hh h of a sampler with a history, see `diffusion.solvers`.
 
@@ -112,7 +117,7 @@ def reverse_loop(
         (B, T, C) x_0. Rows that `token_mask` leaves out hold numbers without meaning.
     """
     steps = len(coefficients)
-    history = torch.zeros_like(x) if coefficients.shape[1] == 8 else None
+    history = torch.zeros_like(x) if has_history(coefficients) else None
     grad_steps = steps if grad_steps is None else grad_steps
     for i in range(steps, 0, -1):
         if states is not None:

@@ -36,7 +36,7 @@ def supervise(recovery: Recovery, sequences: dict[str, Sequence], seed: int = 0)
     made = recovery.recover(conditions, ids, seed=seed)
     recovered = {m: Recovered(conditions[m].rows, x, x) for m, x in made.items()}
     present = {m: torch.ones(CLIPS, dtype=torch.bool) for m in sequences}
-    return Supervision(sequences, present, missing, conditions, recovered, torch.zeros(CLIPS), ids, seed)
+    return Supervision(sequences, present, conditions, recovered, torch.zeros(CLIPS), ids, seed)
 
 
 def train(recovery: Recovery, steps: int = 200, lr: float = 5e-3) -> list[float]:

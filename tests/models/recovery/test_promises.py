@@ -27,7 +27,7 @@ def build(method: str) -> RoHyDR:
     return model
 
 
-@pytest.mark.parametrize("garbage", [1e6, math.nan])
+@pytest.mark.parametrize("garbage", [1e6, math.nan, math.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_content_of_a_missing_modality_changes_no_bit(method, garbage):
     model, (x, lengths, ids) = build(method), small_batch()
@@ -58,13 +58,15 @@ def test_in_training_too_what_is_withheld_changes_no_bit(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_clip_does_not_depend_on_its_neighbours(method):
+def test_a_clip_does_not_depend_on_its_neighbours_or_its_padding(method):
     model, (x, lengths, ids) = build(method), small_batch()
     together = model(x, lengths, MISSING, ids)
     for i in range(4):
         alone_x = {m: value[i : i + 1, : int(lengths[m][i])] for m, value in x.items()}
-        alone = model(alone_x, {m: n[i : i + 1] for m, n in lengths.items()}, MISSING[i : i + 1], ids[i : i + 1])
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+        padded = {m: torch.nn.functional.pad(value, (0, 0, 0, 4), value=9.0) for m, value in alone_x.items()}
+        for variant in (alone_x, padded):
+            alone = model(variant, {m: n[i : i + 1] for m, n in lengths.items()}, MISSING[i : i + 1], ids[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
