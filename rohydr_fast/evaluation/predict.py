@@ -66,7 +66,7 @@ def evaluate_split(
 
 
 def inputs(batch: Batch, missing: np.ndarray, device: torch.device | str) -> dict:
-    """The arguments of `RoHyDR.forward` for a batch; `missing` (N, 3) is of the whole split."""
+    """The arguments of `RoHyDR.forward` for a batch but its seed; `missing` (N, 3) is of the whole split."""
     rows = torch.from_numpy(np.ascontiguousarray(missing))[batch.index]
     return {
         "x": {m: x.to(device) for m, x in batch.x.items()},
@@ -105,9 +105,12 @@ def predict(
     model.eval()
     draws = np.zeros((len(split), samples), np.float64)
     for rows in batches(model, split, batch_size):
-        arguments = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
+        given = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
+        sequences = model.extract(given["x"], given["lengths"], ~given["missing"])
+        conditions = model.conditions(sequences, given["missing"], given["conversation"])
         for k in range(samples):
-            draws[rows, k] = model(**arguments, seed=derive_seed(seed, EVALUATION, k)).cpu().numpy()
+            drawn = model.sentiment(sequences, conditions, given["sample_ids"], seed=derive_seed(seed, EVALUATION, k))
+            draws[rows, k] = drawn.cpu().numpy()
             if not (model.recovery.draws and missing_something(missing[rows], model)):
                 draws[rows] = draws[rows, :1]
                 break

@@ -159,8 +159,13 @@ class RoHyDR(nn.Module):
             conversation: (B, 2) int64, see `conditions`.
         """
         sequences = self.extract(x, lengths, ~missing)
-        recovered = self.recover(self.conditions(sequences, missing, conversation), sample_ids, seed=seed)
-        fused = self.fusion(self.complete(sequences, recovered))
+        return self.sentiment(sequences, self.conditions(sequences, missing, conversation), sample_ids, seed=seed)
+
+    def sentiment(
+        self, sequences: Sequences, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int
+    ) -> Tensor:
+        """The part of `forward` that depends on the noise: recovery, fusion and prediction, (B,)."""
+        fused = self.fusion(self.complete(sequences, self.recover(conditions, sample_ids, seed=seed)))
         return self.classifier.sentiment(self.classifier(self.refine(fused)))
 
 

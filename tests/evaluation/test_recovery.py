@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from rohydr_fast.config import TrainConfig
-from rohydr_fast.evaluation.predict import predict
+from rohydr_fast.data.dataset import collate
+from rohydr_fast.evaluation.predict import EVALUATION, inputs, predict
 from rohydr_fast.evaluation.recovery import recovery_quality
 from rohydr_fast.models.rohydr import Recovered
 from rohydr_fast.models.sequences import Sequence
+from rohydr_fast.ops.philox import derive_seed
 from rohydr_fast.training.trainer import build_model
 from tests.small_data import small_dataset
 
@@ -50,12 +52,23 @@ def test_the_size_of_a_batch_changes_nothing(method):
     assert small == pytest.approx(large, rel=1e-3)
 
 
+def test_every_draw_is_a_prediction_of_the_model():
+    model, missing = without_audio("rohydr")
+    drawn = predict(model, DATASET, DATASET.test, missing, seed=7, samples=3).draws
+    given = inputs(collate(DATASET.test, range(len(missing)), model.config.modalities), missing, "cpu")
+    for k in range(3):
+        with torch.no_grad():
+            alone = model.eval()(**given, seed=derive_seed(7, EVALUATION, k))
+        assert np.array_equal(drawn[:, k], alone.numpy())
+    assert drawn.std(1).all()
+
+
 def test_a_recovery_that_is_not_drawn_is_computed_once(monkeypatch):
     calls = []
     for method, expected in (("mean", 1), ("rohydr", 3)):
         model, missing = without_audio(method)
-        forward = model.forward
-        monkeypatch.setattr(model, "forward", lambda *a, f=forward, **k: calls.append(1) or f(*a, **k))
+        sentiment = model.sentiment
+        monkeypatch.setattr(model, "sentiment", lambda *a, f=sentiment, **k: calls.append(1) or f(*a, **k))
         found = predict(model, DATASET, DATASET.test, missing, seed=0, samples=3)
         assert len(calls) == expected and bool(found.std.any()) == (method == "rohydr")
         calls.clear()
