@@ -10,7 +10,7 @@ from .. import cli
 from ..errors import EXIT_OK
 from . import containers, describe, mmsa
 from .dataset import Dataset
-from .loading import load
+from .loading import is_synthetic, load
 
 PROG = "rohydr_fast.data"
 
@@ -63,8 +63,8 @@ def _command(args: Namespace) -> int:
 
 
 def _read(args: Namespace) -> tuple[Dataset, mmsa.Findings | None]:
-    if args.file == "synthetic":
-        return load("synthetic"), None
+    if is_synthetic(args.file):
+        return load(args.file), None
     return mmsa.read(args.file, nonfinite=args.nonfinite)
 
 

@@ -69,25 +69,59 @@ MMSA_SHAPES = {
 }
 
 
-def generate(seed: int = 0) -> Dataset:
+def generate(seed: int = 0, clips: tuple[int, int, int] = EMBEDDED.clips) -> Dataset:
     """The data set ``"synthetic"``: 1284 / 229 / 686 clips of 50 steps, 5 audio, 32 text and 20 vision channels.
 
     Labels are in [-3, 3] in steps of 1/5, as MOSI's are; about one in twenty is exactly 0. The same seed gives the
     same clips; another seed gives other clips of the same population. `known_best` is a `KnownBest`.
 
+    Args:
+        seed: of the clips.
+        clips: of training, validation and test, instead of MOSI's; clip i is the same for any numbers.
+
     Raises:
-        UsageError: the seed is not an integer of 0 .. 2^64 - 1.
+        UsageError: the seed is not an integer of 0 .. 2^64 - 1, a split is empty, or all are too large for memory.
     """
-    sampler = Sampler(EMBEDDED, seed)
+    shape = replace(EMBEDDED, clips=tuple(clips))
+    size = 4 * sum(clips) * sum(shape.steps[m] * shape.dims[m] for m in MODALITIES)
+    if min(clips) < 1 or size > IN_MEMORY:
+        raise UsageError(
+            f"synthetic: every split must have a clip, and all at most 1 GiB, got {clips} clips of "
+            f"{size / 2**30:.1f} GiB. Change the numbers."
+        )
+    sampler = Sampler(shape, seed)
     splits = {name: sampler.split(name) for name in SPLITS}
     return Dataset(
         name=EMBEDDED.name,
-        source="synthetic",
+        source=source_of(shape.clips),
         sha256=sampler.fingerprint(),
         notes=(NOTE,),
         known_best=KnownBest(sampler.population, splits),
         **splits,
     )
+
+
+def source_of(clips: tuple[int, int, int]) -> str:
+    """How `generate`'s data are called: synthetic, or synthetic:TRAIN/VALID/TEST for other numbers of clips."""
+    return "synthetic" if clips == EMBEDDED.clips else "synthetic:" + "/".join(map(str, clips))
+
+
+def clips_of(source: str) -> tuple[int, int, int]:
+    """The inverse of `source_of`.
+
+    Raises:
+        UsageError: it is neither form.
+    """
+    word, colon, numbers = source.partition(":")
+    parts = numbers.split("/")
+    if word == "synthetic" and not colon:
+        return EMBEDDED.clips
+    if word != "synthetic" or len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UsageError(
+            f"data: must be synthetic or synthetic:TRAIN/VALID/TEST, got {source!r}. "
+            "Write for example synthetic:1284/229/4000."
+        )
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def mmsa_shape(name: str, *, unaligned: bool = False, clips: int | None = None) -> Shape:

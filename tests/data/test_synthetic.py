@@ -71,6 +71,24 @@ def test_a_row_does_not_depend_on_how_many_rows_are_drawn():
     assert not np.array_equal(few.labels, sampler.split("test", 300).labels), "two splits share their random numbers"
 
 
+def test_other_numbers_of_clips_are_asked_for_by_name():
+    usual, other = load("synthetic"), load("synthetic:30/20/700")
+    assert [len(split) for split in (other.train, other.valid, other.test)] == [30, 20, 700]
+    assert np.array_equal(other.test.features["t"][:686], usual.test.features["t"])
+    assert np.array_equal(other.train.labels, usual.train.labels[:30])
+    assert (other.source, usual.source) == ("synthetic:30/20/700", "synthetic")
+    assert other.sha256 != usual.sha256 == load("synthetic:1284/229/686").sha256
+    assert other.known_best.metrics("test", "a,t,v")["n"] == 700
+
+
+@pytest.mark.parametrize(
+    "source", ["synthetic:", "synthetic:1", "synthetic:1/2/3/4", "synthetic:1/-2/3", "synthetic:a/b/c"]
+)
+def test_a_source_that_says_no_numbers_is_refused(source):
+    with pytest.raises(UsageError, match="synthetic:TRAIN/VALID/TEST"):
+        load(source)
+
+
 def test_modalities_differ_in_scale_and_the_noise_is_correlated_in_time(data):
     scale = {m: data.train.features[m].std() for m in MODALITIES}
     assert scale["a"] > 5 * scale["v"] and scale["v"] > 1.5 * scale["t"]
