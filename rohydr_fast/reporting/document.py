@@ -8,6 +8,7 @@ from ..errors import UsageError
 from ..training.run_directory import CONFIG, strict_json, write_atomic
 from . import comparisons, paper, render, tables
 from .collect import Collection, LeftOut, collect
+from .folds import join_folds
 from .groups import Group, Series, group_runs, series_of
 
 PAGE = "index.html"
@@ -53,7 +54,7 @@ def build(
     """
     if (out.exists() and not out.is_dir()) or (out / CONFIG).exists():
         raise UsageError(f"--out: must be a directory for a report, got {out}, which is a file or a run. Use another.")
-    collection = collect(paths, split=split, sha256=sha256)
+    collection = join_folds(collect(paths, split=split, sha256=sha256))
     groups, duplicates = group_runs(collection.runs)
     series = series_of(groups)
     left_out = (*collection.left_out, *duplicates)

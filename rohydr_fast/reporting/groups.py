@@ -17,7 +17,7 @@ ONE_MODEL = "one model"
 ONE_A_RATE = "one model a rate"
 ONE_A_SET = "one model a set"
 
-NOT_OF_A_MODEL = ("missing", "drawn", "draws")
+NOT_OF_A_MODEL = ("missing", "drawn", "recoveries")
 """What a row has beside the settings of its models."""
 
 RATE_NAMES = tuple(str(rate) for rate in RATES)
@@ -38,7 +38,7 @@ class Series:
 
     kind: str  # "rates" or "sets"
     section: str  # ONE_MODEL, ONE_A_RATE or ONE_A_SET
-    values: dict  # settings, with "missing" (one model), "drawn" (the rule) and "draws" (recoveries averaged)
+    values: dict  # settings, with "missing" (one model), "drawn" (the rule) and "recoveries" (of a prediction)
     label: str
     cells: dict[str, dict[int, tuple[Row, ...]]]  # condition -> seed -> its row; the rows of all rates under MEAN
 
@@ -85,10 +85,10 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
             for evaluation in run.evaluations:
                 for row in evaluation.rows:
                     for kind, rule, condition in _condition(row.name):
-                        values = {**group.values, "drawn": rule, "draws": evaluation.samples}
+                        values = {**group.values, "drawn": rule, "recoveries": evaluation.samples}
                         add(kind, ONE_MODEL, values, condition, run.seed, row)
             for kind, rule, condition in _condition(run.settings.missing):
-                values = {**run.settings.values, "drawn": rule, "draws": run.settings.values["samples"]}
+                values = {**run.settings.values, "drawn": rule, "recoveries": run.settings.values["samples"]}
                 add(kind, ONE_A_RATE if kind == "rates" else ONE_A_SET, values, condition, run.seed, run.own)
     return _finished(list(collected.values()))
 

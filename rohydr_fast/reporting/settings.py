@@ -104,6 +104,6 @@ def sort_key(values: Mapping) -> tuple:
 
 
 def _words(key: str) -> str:
-    return {"missing": "trained with", "draws": "recoveries averaged:", "drawn": "evaluated with"}.get(
+    return {"missing": "trained with", "recoveries": "recoveries averaged:", "drawn": "evaluated with"}.get(
         key, key.replace("_", " ")
     )
