@@ -16,6 +16,7 @@ STRATEGIES = ("three-stage", "two-stage", "one-stage")
 LOSSES = ("nll", "kl", "hybrid")
 SAMPLERS = ("ancestral", "ddim", "dpm++2m", "unipc")
 PREDICTIONS = ("eps", "v", "x0")
+ANCHORS = ("none", "regress")
 METHOD_TITLES = {
     "rohydr": "RoHyDR",
     "zero": "zero-fill",
@@ -65,6 +66,8 @@ class ModelConfig:
     without: tuple[str, ...] = ()
     sampler: str = "ancestral"  # see `diffusion.solvers`
     eta: float = 0.0  # of ddim
+    draws: int = 1  # chains that one recovery is the mean of
+    anchor: str = "none"  # what diffusion adds to, see `models.recovery.anchored`
     method: str = "rohydr"  # of recovery, see `models.recovery`
     train_clips: int = 0  # of the training split, for the method that remembers them
 
@@ -84,6 +87,13 @@ class ModelConfig:
         _choice("prediction", self.prediction, PREDICTIONS)
         _choice("diffusion-loss", self.diffusion_loss, LOSSES)
         check_sampler(self.sampler, self.eta)
+        check_betas(self.beta_start, self.beta_end)
+        _choice("anchor", self.anchor, ANCHORS)
+        if self.draws < 1:
+            raise UsageError(f"--draws: must be 1 or more, got {self.draws}. Change it.")
+        for name in ("draws", "anchor"):
+            if getattr(self, name) != getattr(ModelConfig, name) and not self.diffuses():
+                raise UsageError(f"--{name}: belongs to --method rohydr with its HDDM. Leave it out.")
         for switch in self.without:
             _choice("without", switch, SWITCHES)
         _choice("method", self.method, METHODS)
@@ -93,6 +103,10 @@ class ModelConfig:
             raise UsageError(
                 f"model: chain steps must be between 1 and {self.train_steps}, got {self.chain_steps}. Change --steps."
             )
+
+    def diffuses(self) -> bool:
+        """Whether missing modalities are recovered by RoHyDR's diffusion."""
+        return self.method == "rohydr" and "hddm" not in self.without
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -142,7 +156,7 @@ def _option(default: Any, text: str) -> Any:
 class TrainConfig:
     """One training run. Names are the command line's, with underscores."""
 
-    data: str = _option("synthetic", "a data file (.pkl, .npz, .safetensors in MMSA's schema), or synthetic")
+    data: str = _option("synthetic", "an MMSA file (.pkl, .npz, .safetensors), or synthetic[:TRAIN/VALID/TEST]")
     preset: str = _option("tiny", "model size: tiny, paper or wide")
     missing_rate: str = _option("0.5", "rate 0..1, mixed (one model for all patterns), or a=0.3,t=0.1,v=0.5")
     available: str | None = _option(None, "fixed set of available modalities, for example t,a")
@@ -157,6 +171,7 @@ class TrainConfig:
     lambda_g: float = _option(1.0, "weight of L_UR in Eq. 10")
     lambda_al: float = _option(0.5, "weight of the adversarial loss in Eq. 8")
     lambda_c: float = _option(0.5, "weight of L_C1 in Eq. 12")
+    warm_up: int = _option(0, "epochs of stage 1 alone, before the other stages join it")
     method: str = _option("rohydr", f"of recovery: {', '.join(METHODS)} (see docs/methods.md)")
     strategy: str = _option("three-stage", "three-stage (the paper's), two-stage or one-stage (Table 5)")
     without: str = _option("", "parts to take out: hddm, ur, d, mr, for example hddm,ur (Tables 3 and 4)")
@@ -165,6 +180,9 @@ class TrainConfig:
     steps: int | None = _option(None, "reverse steps K (default: the preset's)")
     sampler: str = _option("ancestral", "how the chain runs: ancestral (Eq. 2), ddim, dpm++2m or unipc")
     eta: float = _option(0.0, "of --sampler ddim: 0 draws no noise after the start, 1 as much as Eq. 2")
+    beta_end: float = _option(0.02, "last beta of the linear schedule: how much noise the chain starts from")
+    draws: int = _option(1, "chains that a recovery is the mean of, in training and in evaluation")
+    anchor: str = _option("none", "none, or regress: diffusion of what a deterministic regression leaves")
     prediction: str = _option("eps", "what the denoiser predicts: eps (as printed in Eq. 2), v or x0")
     diffusion_loss: str = _option("hybrid", "Eq. 3 as nll (as printed), kl (closed form) or hybrid")
     outputs: int = _option(1, "1 for regression, or 3, 5, 7 classes")
@@ -188,7 +206,7 @@ class TrainConfig:
         for name in ("lambda_al", "lambda_c", "ema", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{_flag(name)}: must be between 0 and 1, got {getattr(self, name)}. Change it.")
-        least_of = {"batch_size": 1, "samples": 1, "epochs": 1, "max_memory": 1, "patience": 0, "seed": 0}
+        least_of = {"batch_size": 1, "samples": 1, "epochs": 1, "max_memory": 1, "patience": 0, "seed": 0, "warm_up": 0}
         for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -197,8 +215,18 @@ class TrainConfig:
             raise UsageError(f"--outputs: must be one of {OUTPUTS}, got {self.outputs}. 1 is regression.")
         check_sampler(self.sampler, self.eta)
         check_folds(self.folds, self.fold)
+        self._check_warm_up()
         self.grad_steps()
         self.switches()
+
+    def _check_warm_up(self) -> None:
+        if self.warm_up and self.strategy == "one-stage":
+            raise UsageError("--warm-up: needs a stage 1 of its own, got --strategy one-stage. Leave one of them out.")
+        if self.warm_up >= self.max_epochs():
+            raise UsageError(
+                f"--warm-up: must leave an epoch for the other stages, got {self.warm_up} of {self.max_epochs()}. "
+                "Lower it, or raise --epochs."
+            )
 
     def grad_steps(self) -> int | None:
         """How many of the last reverse steps carry a gradient; None means all."""
@@ -239,6 +267,9 @@ class TrainConfig:
             diffusion_loss=self.diffusion_loss,
             sampler=self.sampler,
             eta=self.eta,
+            beta_end=self.beta_end,
+            draws=self.draws,
+            anchor=self.anchor,
             dropout=self.dropout,
             outputs=self.outputs,
             without=self.switches(),
@@ -260,6 +291,19 @@ def check_sampler(sampler: str, eta: float) -> None:
         raise UsageError(f"eta: must be between 0 (no noise) and 1 (as much as Eq. 2), got {eta}. Change it.")
     if eta and sampler != "ddim":
         raise UsageError(f"eta: belongs to the sampler ddim, got {eta} for {sampler}. Leave it out, or use ddim.")
+
+
+def check_betas(beta_start: float, beta_end: float) -> None:
+    """Whether a linear schedule can run from `beta_start` to `beta_end`.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not 0 < beta_start <= beta_end < 1:
+        raise UsageError(
+            f"schedule: betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}. "
+            "DDPM uses 1e-4 and 0.02."
+        )
 
 
 def check_folds(folds: int, fold: int) -> None:

@@ -78,7 +78,7 @@ def _sweep(options, base: TrainConfig, out: Path) -> None:
     jobs = plan(asked)
     if options.dry_run:
         for job in jobs:
-            print(f"{job.name}: {', '.join(job.protocols) or 'its own pattern'}")
+            print(f"{job.name}: {', '.join(asked.protocol for asked in job.evaluations) or 'its own pattern'}")
         print(f"{len(jobs)} runs of up to {base.max_epochs()} epochs of the preset {base.preset}")
         return
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import PREDICTIONS, check_sampler
+from ..config import PREDICTIONS, check_betas, check_sampler
 from ..errors import UsageError
 from .solvers import solver_rows
 
@@ -39,11 +39,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UsageError(f"schedule: num_steps must be at least 1, got {self.num_steps}. DDPM uses 1000.")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UsageError(
-                f"schedule: betas must satisfy 0 < beta_start <= beta_end < 1, got {self.beta_start} and "
-                f"{self.beta_end}. DDPM uses 1e-4 and 0.02."
-            )
+        check_betas(self.beta_start, self.beta_end)
 
     @cached_property
     def betas(self) -> np.ndarray:

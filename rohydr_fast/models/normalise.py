@@ -24,9 +24,10 @@ class ChannelNorm(nn.Module):
         if len(tokens) < 2:
             return
         weight = 1.0 if self.batches == 0 else self.momentum
-        self.mean.lerp_(tokens.mean(0), weight)
-        self.std.lerp_(tokens.std(0).clamp(min=1e-3), weight)
-        self.batches += 1
+        # New tensors: a graph that has used the old ones may still need them for its way back.
+        self.mean = torch.lerp(self.mean, tokens.mean(0), weight)
+        self.std = torch.lerp(self.std, tokens.std(0).clamp(min=1e-3), weight)
+        self.batches = self.batches + 1
 
     def forward(self, x: Tensor) -> Tensor:
         """To normalised units, (B, T, C)."""

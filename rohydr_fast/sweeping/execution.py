@@ -13,7 +13,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import MethodUnavailable, RohydrError, UsageError
-from ..evaluation.runs import Evaluation, evaluate_run
+from ..evaluation.runs import evaluate_run
 from ..ops.registry import backend
 from ..training import experiment
 from ..training.interrupt import Interrupted, StopRequest
@@ -43,7 +43,7 @@ def is_done(job: Job, out: Path) -> bool:
     if not (place / CONFIG).is_file():
         return False
     check_same(job, RunDirectory.open(place))
-    needed = [place / "metrics.json", *(place / "evaluations" / f"{asked.name}.json" for asked in evaluations(job))]
+    needed = [place / "metrics.json", *(place / "evaluations" / f"{asked.name}.json" for asked in job.evaluations)]
     return all(path.is_file() for path in needed)
 
 
@@ -60,11 +60,6 @@ def check_same(job: Job, run: RunDirectory) -> None:
                 f"{run.path}: must hold a run with {name} = {wanted.get(name)!r}, got one with {there.get(name)!r}. "
                 "Use another --out, or remove that directory."
             )
-
-
-def evaluations(job: Job) -> list[Evaluation]:
-    """What is asked of the job's run after training."""
-    return [Evaluation(protocol=protocol, samples=job.config.samples) for protocol in job.protocols]
 
 
 def run_job(job: Job, out: Path, threads: int) -> Outcome:
@@ -93,7 +88,7 @@ def _train_and_evaluate(job: Job, place: Path) -> None:
     elif not (place / "metrics.json").is_file():
         experiment.resume(place, dataset)
     with backend(job.config.backend):
-        for asked in evaluations(job):
+        for asked in job.evaluations:
             if not (place / "evaluations" / f"{asked.name}.json").is_file():
                 evaluate_run(place, asked, dataset=dataset)
 

@@ -7,6 +7,7 @@ from ..config import METHODS, STRATEGIES, TrainConfig
 from ..data.missing_spec import MissingSpec
 from ..errors import UsageError
 from ..evaluation.protocols import RATES
+from ..evaluation.runs import Evaluation
 
 TABLES = (1, 2, 3, 4, 5)
 FIGURES = (3, 4)
@@ -27,11 +28,11 @@ LAMBDAS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run, and the protocols that it is evaluated under on the test split afterwards."""
+    """One run, and what is asked of it on the test split afterwards."""
 
     name: str  # of its directory
     config: TrainConfig
-    protocols: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def plan(asked: Asked) -> list[Job]:
         Job(
             f"{name}-seed{seed}" + (f"-fold{fold}" if asked.base.folds else ""),
             replace(config, seed=seed, fold=fold),
-            protocols,
+            tuple(Evaluation(protocol=protocol, samples=config.samples) for protocol in protocols),
         )
         for seed in asked.seeds
         for fold in folds

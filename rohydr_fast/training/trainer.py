@@ -110,16 +110,17 @@ class Trainer:
         cursor, split = self.cursor, self.dataset.train
         batches = self.batches(cursor.epoch)
         missing = self.missing(cursor.epoch, batches)
+        stages = self.runner.stages[:1] if cursor.epoch <= self.config.warm_up else self.runner.stages
         progress.epoch(cursor.epoch)
         while cursor.batch < len(batches):
             rows = batches[cursor.batch]
             start = time.perf_counter()
             batch = self._stage_batch(split, rows, missing)
-            while cursor.stage < len(self.runner.stages):
-                stage = self.runner.stages[cursor.stage]
+            while cursor.stage < len(stages):
+                stage = stages[cursor.stage]
                 cursor.row.update(self.runner.run(stage, batch, epoch=cursor.epoch, batch_index=cursor.batch))
                 cursor.stage += 1
-                if stop.signal_number is not None and cursor.stage < len(self.runner.stages):
+                if stop.signal_number is not None and cursor.stage < len(stages):
                     self._stop(stop)
             if self.averaged is not None:
                 self.averaged.update_parameters(self.model)
@@ -187,7 +188,7 @@ class Trainer:
         if better:
             cursor.best_epoch, cursor.best_mae = cursor.epoch, valid["MAE"]
             save_checkpoint(self.run.checkpoint("best"), {"model": tensors_of(self.evaluated)}, self._state())
-        waited = cursor.epoch - cursor.best_epoch
+        waited = cursor.epoch - max(cursor.best_epoch, self.config.warm_up)
         cursor.finished = cursor.epoch >= self.config.max_epochs() or 0 < self.config.patience <= waited
         cursor.epoch, cursor.batch, cursor.sums, cursor.counts = cursor.epoch + 1, 0, {}, {}
         self.save()

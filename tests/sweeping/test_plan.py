@@ -6,6 +6,7 @@ import pytest
 
 from rohydr_fast.config import METHODS, STRATEGIES, TrainConfig
 from rohydr_fast.errors import UsageError
+from rohydr_fast.evaluation.runs import Evaluation
 from rohydr_fast.sweeping.plan import Asked, plan
 
 
@@ -17,19 +18,19 @@ def test_table_1_is_one_model_for_each_method_and_seed_evaluated_at_all_rates():
     jobs = plan(Asked(table=1, seeds=(1, 2, 3)))
     assert len(jobs) == 3 * len(METHODS) == len({job.name for job in jobs})
     assert {job.config.missing_rate for job in jobs} == {"mixed"}
-    assert {job.protocols for job in jobs} == {("rates",)}
+    assert {job.evaluations for job in jobs} == {(Evaluation("rates"),)}
     assert Counter(job.config.method for job in jobs) == dict.fromkeys(METHODS, 3)
 
 
 def test_table_2_asks_another_question_of_the_same_runs():
     first, second = (plan(Asked(table=table, seeds=(1, 2))) for table in (1, 2))
     assert [(job.name, job.config) for job in first] == [(job.name, job.config) for job in second]
-    assert {job.protocols for job in second} == {("fixed",)}
+    assert {job.evaluations for job in second} == {(Evaluation("fixed"),)}
 
 
 def test_a_model_for_each_rate_has_its_rate_in_its_name():
     jobs = plan(Asked(table=1, seeds=(1,), methods=("mean",), rates=(0.0, 0.3), per_rate=True))
-    assert [(job.name, job.config.missing_rate, job.protocols) for job in jobs] == [
+    assert [(job.name, job.config.missing_rate, job.evaluations) for job in jobs] == [
         ("mean-rate0-seed1", "0", ()),
         ("mean-rate0.3-seed1", "0.3", ()),
     ]

@@ -93,13 +93,22 @@ def test_the_same_seed_gives_the_same_file_and_weights(make_trainer):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ema": 0.9}, {"strategy": "one-stage"}, *({"method": m} for m in ("mean", "imder", "smcmsa", "gcnet"))],
+    [
+        {},
+        {"ema": 0.9},
+        {"strategy": "one-stage"},
+        {"warm_up": 1},
+        {"draws": 2},
+        {"anchor": "regress"},
+        *({"method": m} for m in ("mean", "imder", "smcmsa", "gcnet")),
+    ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "plain",
 )
 def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_trainer, settings):
     whole = make_trainer("whole", **settings)
     fit(whole)
-    stages = 2 * 2 * len(whole.runner.stages)
+    later = len(whole.runner.stages) - 1
+    stages = 2 * 2 * (1 + later) - 2 * later * whole.config.warm_up
     for stop in range(1, stages + 1, 1 if not settings else 4):
         broken = make_trainer(f"stop{stop}", **settings)
         interrupt_after(broken, stop)
@@ -173,6 +182,34 @@ def test_every_protocol_and_option_trains(make_trainer, settings):
     rows = trainer.run.rows()
     assert [row["kind"] for row in rows] == ["step", "step", "epoch"]
     assert np.isfinite(rows[-1]["valid"]["MAE"])
+
+
+def test_a_warm_up_runs_stage_1_alone(make_trainer):
+    trainer = make_trainer(epochs=3, warm_up=2)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    original, moved = trainer.runner.run, {}
+
+    def run(stage, batch, *, epoch, **place):
+        terms = original(stage, batch, epoch=epoch, **place)
+        now = dict(trainer.model.named_parameters())
+        moved[epoch] = {name.split(".")[0] for name, p in now.items() if not torch.equal(p, before[name])}
+        return terms
+
+    trainer.runner.run = run
+    fit(trainer)
+    steps = [row for row in trainer.run.rows() if row["kind"] == "step"]
+    assert {(row["epoch"], "S2" in row, "S3" in row) for row in steps} == {(1, 0, 0), (2, 0, 0), (3, 1, 1)}
+    assert all("S1" in row for row in steps)
+    later = {"fusion", "mr", "discriminator", "classifier"}
+    assert "recovery" in moved[2] and not later & moved[2] and later <= moved[3]
+
+
+def test_patience_begins_after_the_warm_up(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=9, warm_up=3, patience=2)
+    values = iter([0.5, 0.6, 0.7, 0.6, 0.6, 0.4])
+    monkeypatch.setattr(trainer_module, "metrics", lambda *a: {"MAE": next(values), "Non0_acc_2": None})
+    fit(trainer)
+    assert trainer.cursor.epoch - 1 == 5
 
 
 def test_early_stopping_waits_for_patience(make_trainer, monkeypatch):

@@ -4,6 +4,7 @@ A name that ends in ``-style`` is written from the idea of a paper, and is not t
 """
 
 from ...config import ModelConfig
+from .anchored import AnchoredRecovery
 from .base import Condition, Recovered, Recovery, Sequences, Supervision, Target
 from .dicmor import FlowRecovery
 from .diffusion import DiffusionRecovery
@@ -18,6 +19,7 @@ from .smcmsa import SimilarSampleRecovery
 __all__ = [
     "METHOD_CLASSES",
     "Condition",
+    "DiffusionRecovery",
     "Recovered",
     "Recovery",
     "Sequences",
@@ -31,6 +33,8 @@ def make_recovery(config: ModelConfig) -> Recovery:
     """The recovery of `config.method`; without HDDM (Table 3) it is zeros."""
     if "hddm" in config.without:
         return ZeroFill(config)
+    if config.anchor == "regress":
+        return AnchoredRecovery(config)
     return METHOD_CLASSES[config.method](config)
 
 

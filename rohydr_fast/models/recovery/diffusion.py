@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from ...config import ModelConfig
 from ...diffusion.sampler import SampleRequest, sample_many, undefined_steps
 from ...diffusion.schedule import Schedule
+from ...ops.philox import derive_seed
 from ..generator import HDDM
+from ..sequences import Sequence
 from .base import Condition, Sequences, Supervision
 from .conditioned import ConditionedRecovery, ids_of, make_denoiser
 
@@ -18,6 +20,7 @@ class DiffusionRecovery(ConditionedRecovery):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
+        self.averaged = config.draws
         schedule = Schedule(config.train_steps, config.beta_start, config.beta_end)
         self.hddm = nn.ModuleDict(
             {
@@ -49,10 +52,17 @@ class DiffusionRecovery(ConditionedRecovery):
         grad_steps: int | None = None,
         max_memory: int | None = None,
     ) -> Sequences:
-        """x~_m^(0) by the reverse chain from Gaussian noise (Eq. 2); the chains of all modalities are one call."""
+        """x~_m^(0) by the reverse chain from Gaussian noise (Eq. 2), or a mean of several; all chains are one call."""
         requests = self._requests(conditions, sample_ids, seed, grad_steps)
-        drawn = zip(conditions.items(), sample_many(requests, max_memory=max_memory), strict=True)
-        return {m: self.hddm[m].recovered(x_0, condition.lengths) for (m, condition), x_0 in drawn}
+        drawn = sample_many(list(requests.values()), max_memory=max_memory)
+        total: dict[str, Tensor] = {}
+        for (m, _), x_0 in zip(requests, drawn, strict=True):
+            total[m] = total[m] + x_0 if m in total else x_0
+        return {m: self._recovered(m, x_0 / self.averaged, conditions[m]) for m, x_0 in total.items()}
+
+    def _recovered(self, m: str, x_0: Tensor, condition: Condition) -> Sequence:
+        """x~_m^(0) in the units of the representation, from the chain's result (R, T, C)."""
+        return self.hddm[m].recovered(x_0, condition.lengths)
 
     def loss(self, given: Supervision) -> Tensor:
         """L_HDDM: Eq. 3 over the modalities that are missing and have ground truth."""
@@ -76,14 +86,22 @@ class DiffusionRecovery(ConditionedRecovery):
 
     def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, tuple]:
         """The chains that leave the finite numbers."""
-        found = undefined_steps(self._requests(conditions, sample_ids, seed, grad_steps=0))
-        return {m: (step, self.hddm[m].steps) for m, step in zip(conditions, found, strict=True) if step is not None}
+        requests = self._requests(conditions, sample_ids, seed, grad_steps=0)
+        found: dict[str, tuple] = {}
+        for (m, _), step in zip(requests, undefined_steps(list(requests.values())), strict=True):
+            if step is not None:  # the chains of a mean run side by side: the last step to turn bad is told
+                found[m] = (max(step, found.get(m, (0,))[0]), self.hddm[m].steps)
+        return found
 
     def _requests(
         self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
-    ) -> list[SampleRequest]:
-        requests = []
+    ) -> dict[tuple[str, int], SampleRequest]:
+        """By modality and draw; the first draw is the only one of a model that averages none."""
+        requests = {}
         for m, condition in conditions.items():
-            noise = self.hddm[m].noise_key(seed, ids_of(condition, sample_ids))
-            requests.append(self.hddm[m].request(condition.lengths, *condition.encoded, noise, grad_steps=grad_steps))
+            ids = ids_of(condition, sample_ids)
+            for draw in range(self.averaged):
+                noise = self.hddm[m].noise_key(derive_seed(seed, draw) if draw else seed, ids)
+                request = self.hddm[m].request(condition.lengths, *condition.encoded, noise, grad_steps=grad_steps)
+                requests[m, draw] = request
         return requests

@@ -3,7 +3,7 @@
 import torch
 
 from rohydr_fast.config import ModelConfig
-from rohydr_fast.models.recovery import METHOD_CLASSES, Condition, Recovered, Recovery, Supervision
+from rohydr_fast.models.recovery import Condition, Recovered, Recovery, Supervision, make_recovery
 from rohydr_fast.models.sequences import Sequence
 from tests.small_model import small_config
 
@@ -21,7 +21,7 @@ def clips(config: ModelConfig, seed: int = 0) -> dict[str, Sequence]:
 
 def build(method: str, **changes) -> Recovery:
     torch.manual_seed(0)
-    return METHOD_CLASSES[method](small_config(method=method, train_clips=CLIPS, **changes))
+    return make_recovery(small_config(method=method, train_clips=CLIPS, **changes))
 
 
 def supervise(recovery: Recovery, sequences: dict[str, Sequence], seed: int = 0) -> Supervision:

@@ -27,6 +27,15 @@ def test_a_drawn_recovery_learns_it_too(method):
     assert relative_error(recovery) < 1.5
 
 
+def test_a_regression_and_diffusion_of_what_it_leaves_learn_it_together():
+    recovery = build("rohydr", anchor="regress", chain_steps=20)
+    losses = train(recovery, steps=300)
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    # The residual alone would stand at 2, the anchor alone at 1; what is drawn has the size of what is left.
+    assert relative_error(recovery) < 0.8
+    assert all(recovery.hddm["v"].norm.std < 0.9 * recovery.norm["v"].std)
+
+
 def test_the_flow_learns_the_density():
     recovery = build("dicmor")
     losses = train(recovery, steps=100)
@@ -43,4 +52,4 @@ def test_every_parameter_of_a_modality_gets_a_gradient(method):
     # What E makes of v is for other modalities to read.
     silent = [name for name, p in of_v.items() if "condition" not in name and (p.grad is None or not p.grad.any())]
     # The network of a regression reads zeros in the place of x_t, so that the weight on x_t has nothing to learn.
-    assert of_v and silent == (["denoiser.v.embed.weight"] if method == "regress" else [])
+    assert of_v and silent == (["regressor.v.denoiser.embed.weight"] if method == "regress" else [])

@@ -13,12 +13,13 @@ from tests.small_data import small_dataset
 from tests.small_model import open_up, small_batch, small_config
 
 MISSING = torch.tensor([[True, False, False], [False, True, True], [False, False, False], [True, True, False]])
-METHODS = sorted(METHOD_CLASSES)
+VARIANTS = {method: {"method": method} for method in sorted(METHOD_CLASSES)}
+VARIANTS |= {"mean of draws": {"draws": 3}, "anchored": {"anchor": "regress"}}
 
 
-def build(method: str) -> RoHyDR:
+def build(variant: str) -> RoHyDR:
     torch.manual_seed(0)
-    model = RoHyDR(small_config(method=method, without=PARTS_ABSENT.get(method, ()), train_clips=10))
+    model = RoHyDR(small_config(**VARIANTS[variant], without=PARTS_ABSENT.get(variant, ()), train_clips=10))
     open_up(model)
     model.eval()  # no dropout in what the method observes
     x, lengths, ids = small_batch()
@@ -28,9 +29,9 @@ def build(method: str) -> RoHyDR:
 
 
 @pytest.mark.parametrize("garbage", [1e6, math.nan, math.inf])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_content_of_a_missing_modality_changes_no_bit(method, garbage):
-    model, (x, lengths, ids) = build(method), small_batch()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_content_of_a_missing_modality_changes_no_bit(variant, garbage):
+    model, (x, lengths, ids) = build(variant), small_batch()
     clean = model(x, lengths, MISSING, ids)
     for i, m in enumerate("atv"):
         x = {**x, m: torch.where(MISSING[:, i, None, None], garbage, x[m])}
@@ -39,10 +40,10 @@ def test_the_content_of_a_missing_modality_changes_no_bit(method, garbage):
     assert torch.equal(model(x, lengths, MISSING, ids), clean)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_in_training_too_what_is_withheld_changes_no_bit(method):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_training_too_what_is_withheld_changes_no_bit(variant):
     """The batch holds the ground truth of what is withheld; only the indicator keeps a method from reading it."""
-    model, (x, lengths, ids) = build(method), small_batch()
+    model, (x, lengths, ids) = build(variant), small_batch()
     everything, conversation = torch.ones(4, 3, dtype=torch.bool), torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3]])
 
     def recovered(x):
@@ -52,26 +53,26 @@ def test_in_training_too_what_is_withheld_changes_no_bit(method):
 
     clean = recovered(x)
     other = recovered({m: torch.where(MISSING[:, i, None, None], 1e3, x[m]) for i, m in enumerate("atv")})
-    assert clean.keys() == other.keys() and bool(clean) == (method != "dropout")
+    assert clean.keys() == other.keys() and bool(clean) == (variant != "dropout")
     for m in clean:
         assert torch.equal(clean[m].x.x, other[m].x.x), m
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_clip_does_not_depend_on_its_neighbours_or_its_padding(method):
-    model, (x, lengths, ids) = build(method), small_batch()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_clip_does_not_depend_on_its_neighbours_or_its_padding(variant):
+    model, (x, lengths, ids) = build(variant), small_batch()
     together = model(x, lengths, MISSING, ids)
     for i in range(4):
         alone_x = {m: value[i : i + 1, : int(lengths[m][i])] for m, value in x.items()}
         padded = {m: torch.nn.functional.pad(value, (0, 0, 0, 4), value=9.0) for m, value in alone_x.items()}
-        for variant in (alone_x, padded):
-            alone = model(variant, {m: n[i : i + 1] for m, n in lengths.items()}, MISSING[i : i + 1], ids[i : i + 1])
+        for given in (alone_x, padded):
+            alone = model(given, {m: n[i : i + 1] for m, n in lengths.items()}, MISSING[i : i + 1], ids[i : i + 1])
             torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_another_seed_gives_another_recovery_where_recoveries_are_drawn_and_only_there(method):
-    model, (x, lengths, ids) = build(method), small_batch()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_another_seed_gives_another_recovery_where_recoveries_are_drawn_and_only_there(variant):
+    model, (x, lengths, ids) = build(variant), small_batch()
     first, again, other = (model(x, lengths, MISSING, ids, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert torch.equal(first, other) != model.recovery.draws

@@ -1,0 +1,49 @@
+"""Diffusion of what a deterministic regression leaves: `--anchor regress` of rohydr, not in the paper."""
+
+from torch import Tensor, nn
+
+from ... import losses
+from ...config import ModelConfig
+from ..normalise import ChannelNorm
+from ..sequences import Sequence, token_mask, zero_padding
+from .base import Condition, Sequences, Supervision
+from .conditioned import ids_of
+from .diffusion import DiffusionRecovery
+from .regress import Regressor
+
+
+class AnchoredRecovery(DiffusionRecovery):
+    """rohydr whose recovery is E[x_m | available], by the network of `regress`, plus a residual drawn by its HDDM.
+
+    The anchor learns by its squared error in normalised units. The HDDM learns (Eq. 3) and recovers (Eq. 2) the
+    residual, in units of the residual's own channel statistics; its target does not move the anchor. Condition
+    encoder, denoiser and UR are those of rohydr.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.regressor = nn.ModuleDict({m: Regressor(config) for m in config.modalities})
+        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
+
+    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
+        """Let the statistics of the representations take in a batch; those of residuals do where a loss knows them."""
+        for m, norm in self.norm.items():
+            norm.update(sequences[m].x.detach(), sequences[m].mask())
+
+    def _recovered(self, m: str, x_0: Tensor, condition: Condition) -> Sequence:
+        anchor = self.regressor[m](condition.lengths, condition.encoded)
+        x = self.norm[m].inverse(anchor + self.hddm[m].norm.inverse(x_0))
+        return Sequence(zero_padding(x, token_mask(condition.lengths, x.shape[1])), condition.lengths)
+
+    def loss(self, given: Supervision) -> Tensor:
+        """The anchor's squared error, and L_HDDM of what it leaves."""
+        total = given.label.new_zeros(())
+        for m, condition, truth, _ in given.targets():
+            anchor = self.regressor[m](truth.lengths, condition.encoded)
+            x_m = self.norm[m](truth.x[:, : anchor.shape[1]].detach())
+            residual = Sequence(x_m - anchor.detach(), truth.lengths)
+            self.hddm[m].norm.update(residual.x, residual.mask())
+            total = total + losses.eq4_ur(anchor, x_m, residual.mask())
+            noise = self.hddm[m].noise_key(given.seed, ids_of(condition, given.sample_ids))
+            total = total + self.hddm[m].eq3_loss(residual, *condition.encoded, noise)
+        return total
