@@ -9,12 +9,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "RoHyDR": ".models.rohydr",
+    "run": ".training.several",
     "sample": ".diffusion.sampler",
     "explain": ".ops.registry",
     "backend": ".ops.registry",
 }
 
-__all__ = ["RoHyDR", "__version__", "backend", "explain", "sample"]
+__all__ = ["RoHyDR", "__version__", "backend", "explain", "run", "sample"]
 
 
 def __getattr__(name: str):

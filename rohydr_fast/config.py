@@ -34,6 +34,13 @@ METHOD_TITLES = {
 METHODS = tuple(METHOD_TITLES)
 PARTS_ABSENT = {"zero": ("ur",), "mean": ("ur",), "dropout": ("ur", "d", "mr")}
 """The parts that a method of recovery does without, besides HDDM."""
+FILE_LIMITS = {
+    **dict.fromkeys(("blocks", "ur_blocks", "fusion_layers"), 1000),
+    **dict.fromkeys(("channels", "width", "ur_hidden", "d_hidden"), 2**16),
+    **dict.fromkeys(("train_steps", "draws"), 10**6),
+    **{"mlp_ratio": 64, "train_clips": 10**9},
+}
+"""The largest model that a file may describe: its settings are read before its tensors are seen."""
 OUTPUTS = (1, 3, 5, 7)  # 1 is regression, the others are classes around 0
 
 
@@ -132,6 +139,11 @@ class ModelConfig:
             for name, setting in known.items():
                 if setting.type in (int, float, str):
                     values[name] = setting.type(values[name])
+            for name, limit in FILE_LIMITS.items():
+                if not 0 <= values[name] <= limit:  # before so many are made
+                    raise ValueError(f"{name} must be from 0 to {limit}, got {values[name]}")
+            if max([*values["dims"].values(), *values["recovery_lengths"].values()], default=0) > 10**6:
+                raise ValueError("a modality has more than a million channels or tokens")
             return cls(**values)
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"checkpoint: its model settings are not valid ({error}). Train it again.") from None

@@ -1,7 +1,7 @@
 """``python -m rohydr_fast.train``: train RoHyDR and print a table of what it reached."""
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 from .cli import Parser, make_parser, print_json, run
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(options) -> None:
     from .training import experiment
+    from .training.several import Runs, train_seeds
 
     out = Path(options.out) if options.out else None
     if options.resume:
@@ -47,34 +48,23 @@ def _command(options) -> None:
                 f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "
                 "The run directory holds them."
             )
-        results = [experiment.resume(Path(options.resume))]
+        runs = Runs((experiment.resume(Path(options.resume)),))
     else:
         settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
         config = TrainConfig(**settings)
-        seeds = options.seeds or [config.seed]
-        if len(set(seeds)) != len(seeds):
-            raise UsageError(f"--seeds: must differ from each other, got {seeds}. Name each seed once.")
-        results = []
-        for seed in seeds:
-            place = out / f"seed{seed}" if out and len(seeds) > 1 else out
-            results.append(experiment.start(replace(config, seed=seed), place))
-            if len(seeds) > 1:
-                print(f"seed {seed}: {results[-1].summary['run_dir']}", file=sys.stderr)
-    _report(results, options.json)
+        runs = train_seeds(config, tuple(options.seeds or [config.seed]), out)
+    _report(runs, options.json)
 
 
-def _report(results: list, as_json: bool) -> None:
-    from .evaluation.tables import aggregate, aggregate_table
-
+def _report(runs, as_json: bool) -> None:
+    results = runs.results
     first, last = results[0].summary, results[-1].summary
-    aggregated = aggregate([result.rows for result in results])
-    table = results[0].table if len(results) == 1 else aggregate_table(aggregated)
     rates = [result.summary["realised_missing_rate"] for result in results]
     print(
         f"test split, missing {first['missing']}, realised rate {sum(rates) / len(rates):.4f}, "
         f"{len(results)} run{'s' * (len(results) > 1)}, best of up to {last['epochs']} epochs on validation"
     )
-    print(table)
+    print(runs.table)
     for note in results[0].notes:
         print(f"note: {note}")
     for result in results:
@@ -84,7 +74,7 @@ def _report(results: list, as_json: bool) -> None:
     if len(results) == 1:
         print_json(first)
     else:
-        names = {name: {key: list(value) for key, value in row.items()} for name, row in aggregated.items()}
+        names = {name: {key: list(value) for key, value in row.items()} for name, row in runs.metrics.items()}
         print_json({"runs": [result.summary for result in results], "mean_std_n": names})
 
 

@@ -33,7 +33,7 @@ def test_explain_and_backend_need_no_torch():
 
 def test_public_names_are_listed_and_unknown_ones_refused():
     assert set(rohydr_fast.__all__) <= set(dir(rohydr_fast))
-    assert {"RoHyDR", "sample", "explain", "backend", "__version__"} == set(rohydr_fast.__all__)
+    assert {"RoHyDR", "run", "sample", "explain", "backend", "__version__"} == set(rohydr_fast.__all__)
     with pytest.raises(AttributeError, match="nothing_like_this"):
         _ = rohydr_fast.nothing_like_this
 

@@ -13,6 +13,15 @@ def test_the_python_examples_run_one_after_the_other(repo_root):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_tutorial_runs_as_shown(repo_root, tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (repo_root / "docs" / "tutorial.md").read_text(), re.S))
+    code += "\nassert found.prediction.shape == (8,) and (found.low < found.high).all()\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"tutorial", "results.csv", "recovered.svg", "mine.npz", "mine", "shared"}
+
+
 def test_every_linked_file_exists(repo_root):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (repo_root / "README.md").read_text())
     assert links and all((repo_root / link).exists() for link in links)
@@ -20,10 +29,12 @@ def test_every_linked_file_exists(repo_root):
 
 def test_every_documented_option_exists(repo_root):
     from rohydr_fast import evaluate, report, sweep, train
+    from rohydr_fast.sample import parser as sample_parser
 
     text = (repo_root / "README.md").read_text()
     commands = {"train": train, "evaluate": evaluate, "sweep": sweep, "report": report}
-    for command, parser in ((name, module.parser()) for name, module in commands.items()):
+    parsers = {name: module.parser() for name, module in commands.items()} | {"sample": sample_parser()}
+    for command, parser in parsers.items():
         usage = re.search(rf"python -m rohydr_fast\.{command} .*?(?=\npython|\n```)", text, re.S).group()
         known = {word for action in parser._actions for word in action.option_strings}
         assert set(re.findall(r"--[a-z-]+", usage)) <= known

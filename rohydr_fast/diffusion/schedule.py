@@ -76,7 +76,8 @@ class Schedule:
             UsageError: an unknown prediction or sampler, K outside 1..N, an eta outside 0..1 or without ddim.
         """
         timesteps, rows = _table(self, steps, prediction, sampler, eta)
-        return ReverseTable(torch.tensor(timesteps), torch.tensor(rows))
+        # from_numpy: on the CPU, also where somebody else's `torch.device` context asks for another device
+        return ReverseTable(torch.from_numpy(timesteps.copy()), torch.from_numpy(rows.copy()))
 
 
 @lru_cache(maxsize=64)  # every call of a sampler asks, and the answer takes longer than a small network's step

@@ -109,8 +109,8 @@ def predict(
         sequences = model.extract(given["x"], given["lengths"], ~given["missing"])
         conditions = model.conditions(sequences, given["missing"], given["conversation"])
         for k in range(samples):
-            drawn = model.sentiment(sequences, conditions, given["sample_ids"], seed=derive_seed(seed, EVALUATION, k))
-            draws[rows, k] = drawn.cpu().numpy()
+            recovered = model.recovered(conditions, given["sample_ids"], seed=derive_seed(seed, EVALUATION, k))
+            draws[rows, k] = model.sentiment(sequences, recovered).cpu().numpy()
             if not (model.recovery.draws and missing_something(missing[rows], model)):
                 draws[rows] = draws[rows, :1]
                 break

@@ -40,7 +40,7 @@ def recovery_quality(
         given = inputs(batch, missing, device)
         sequences = model.extract(given["x"], given["lengths"], batch.present.to(device))
         conditions = model.conditions(sequences, given["missing"], given["conversation"])
-        recovered = model.recover(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, 0))
+        recovered = model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, 0))
         for m, (missed, x_rec, _) in recovered.items():
             x_m, lengths = sequences[m].x[missed], sequences[m].lengths[missed]
             tokens = min(x_m.shape[1], x_rec.x.shape[1])

@@ -1,5 +1,8 @@
 """RoHyDR: the assembled model, from raw features with missing modalities to sentiment (Sec. 2, Fig. 2)."""
 
+import os
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +15,9 @@ from .heads import Classifier, Discriminator
 from .reconstructor import MultimodalReconstructor, UnimodalReconstructor
 from .recovery import Condition, Recovered, Recovery, Sequences, make_recovery
 from .sequences import Sequence
+
+if TYPE_CHECKING:
+    from ..inference import Inference
 
 PARTS = {
     "theta_fe": ("extractors",),
@@ -34,6 +40,8 @@ class RoHyDR(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.calibration: dict[str, float] = {}  # of a trained model, see `evaluation.calibrate`
+        self.origin: dict[str, Any] = {}  # of a trained model: data, protocol and metrics, see `pretrained`
         modalities, channels = config.modalities, config.channels
         self.extractors = nn.ModuleDict({m: Extractor(config.dims[m], channels, config.dropout) for m in modalities})
         self.fusion = Fusion(modalities, channels, config.fusion_heads, config.fusion_layers, config.dropout)
@@ -101,7 +109,7 @@ class RoHyDR(nn.Module):
             lengths = torch.where(available[n], others[n].lengths, lengths)
         return lengths
 
-    def recover(
+    def recovered(
         self,
         conditions: dict[str, Condition],
         sample_ids: Tensor,
@@ -159,14 +167,32 @@ class RoHyDR(nn.Module):
             conversation: (B, 2) int64, see `conditions`.
         """
         sequences = self.extract(x, lengths, ~missing)
-        return self.sentiment(sequences, self.conditions(sequences, missing, conversation), sample_ids, seed=seed)
+        conditions = self.conditions(sequences, missing, conversation)
+        return self.sentiment(sequences, self.recovered(conditions, sample_ids, seed=seed))
 
-    def sentiment(
-        self, sequences: Sequences, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int
-    ) -> Tensor:
-        """The part of `forward` that depends on the noise: recovery, fusion and prediction, (B,)."""
-        fused = self.fusion(self.complete(sequences, self.recover(conditions, sample_ids, seed=seed)))
+    def sentiment(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Tensor:
+        """The sentiment (B,) of what is available and what was recovered of the rest."""
+        fused = self.fusion(self.complete(sequences, recovered))
         return self.classifier.sentiment(self.classifier(self.refine(fused)))
+
+    def recover(self, batch, available=None, *, samples: int = 1, seed: int = 0) -> "Inference":
+        """Recover what is missing and predict, for people who use a trained model; see `inference.infer`."""
+        from ..inference import infer
+
+        return infer(self, batch, available, samples=samples, seed=seed)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, *, revision: str | None = None, device="cpu") -> "RoHyDR":
+        """A trained model, from a run, a saved directory or the Hugging Face hub; see `pretrained.load`."""
+        from ..pretrained import load
+
+        return load(source, revision=revision, device=device)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Save the model with its card for use elsewhere; see `pretrained.save`."""
+        from ..pretrained import save
+
+        save(self, directory)
 
 
 def pad_tokens(x: Tensor, tokens: int) -> Tensor:

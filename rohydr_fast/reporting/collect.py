@@ -1,6 +1,5 @@
 """Finished runs, read and checked: each is complete, or left out with a reason."""
 
-import json
 import math
 import os
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError, FileAccessError, RohydrError, UsageError
 from ..evaluation.metrics import metrics
-from ..training.run_directory import CONFIG, LOCK, RunDirectory, file_name
+from ..training.run_directory import CONFIG, LOCK, RunDirectory, file_name, read_document
 from .predictions import ClipPredictions, Reader
 from .settings import Settings
 
@@ -165,7 +164,7 @@ def read_run(path: Path, split: str, reader: Reader) -> tuple[Run, list[LeftOut]
         raise DataError(
             f"training is not finished, there is no metrics.json. Go on: python -m rohydr_fast.train --resume {path}"
         )
-    result, environment = _document(path / "metrics.json"), _document(path / "env.json")
+    result, environment = read_document(path / "metrics.json"), read_document(path / "env.json")
     data = environment.get("data")
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("source", "sha256")):
         raise DataError(f"{path / 'env.json'} must hold the data's source and sha256. Restore the file.")
@@ -204,7 +203,7 @@ def _evaluations(
 ) -> tuple[list[Evaluation], list[LeftOut]]:
     evaluations, unused = [], []
     for path in sorted((directory.path / "evaluations").glob("*.json")):
-        document = _document(path)
+        document = read_document(path)
         if document.get("split") != split:
             continue
         rows, samples, protocol = (document.get(key) for key in ("rows", "samples", "protocol"))
@@ -259,23 +258,11 @@ def _equal(stored: object, computed: float | int | bool | None) -> bool:
     return isinstance(stored, int | float) and math.isclose(stored, computed, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def _document(path: Path) -> dict:
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist. Restore the file.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({str(error)[:80]}). Restore the file.") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path} must hold a JSON object. Restore the file.")
-    return document
-
-
 def _modalities(path: Path, evaluations: list[Evaluation]) -> tuple[str, ...] | None:
     """From the checkpoint, or from the sets of an evaluation under every set; None without both."""
     state = path / "checkpoints" / "best" / "state.json"
     if state.exists():
-        model = _document(state).get("model")
+        model = read_document(state).get("model")
         if isinstance(model, dict) and isinstance(model.get("modalities"), list):
             return tuple(map(str, model["modalities"]))
     sets = [row.name for evaluation in evaluations if evaluation.protocol == "fixed" for row in evaluation.rows]

@@ -12,6 +12,7 @@ from ..data.folds import by_video
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
 from ..errors import DataError, MethodUnavailable, UsageError
+from ..evaluation.calibrate import calibrate
 from ..evaluation.metrics import majority_metrics, metrics
 from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
 from ..evaluation.tables import metrics_table
@@ -126,14 +127,23 @@ def _check_conversations(config: TrainConfig, dataset: Dataset) -> None:
             )
 
 
-def _check_runtime(config: TrainConfig) -> None:
+def device_type(device: str) -> str:
+    """cpu, cuda, ...: the kind of a device of this machine.
+
+    Raises:
+        UsageError: the machine has no such device.
+    """
     try:
-        device = torch.empty(0, device=config.device).device.type
+        return torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--device: must be a device of this machine, got {config.device!r} ({reason}). Use --device cpu."
+            f"--device: must be a device of this machine, got {device!r} ({reason}). Use --device cpu."
         ) from None
+
+
+def _check_runtime(config: TrainConfig) -> None:
+    device = device_type(config.device)
     select("reverse_loop", config.backend, device=device, needs_grad=config.grad_steps() != 0)
     select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3
 
@@ -144,7 +154,7 @@ def _train(trainer: Trainer) -> Result:
     with use_backend(config.backend):
         with Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
             trainer.fit(progress)
-        rows, rate, valid, test = _final(trainer)
+        rows, rate, valid, test, calibration = _final(trainer)
     seconds = time.perf_counter() - started
     throughput = trainer.train_samples / trainer.train_seconds if trainer.train_seconds else None
     summary = {
@@ -162,14 +172,15 @@ def _train(trainer: Trainer) -> Result:
         "test": test,
     }
     table = metrics_table(rows)
+    run.write_calibration(calibration)
     run.write_metrics({key: value for key, value in summary.items() if key not in ("seconds", "train_samples_per_s")})
     run.append_timing({"seconds": seconds, "train_samples_per_s": throughput})
     run.write_table(table)
     return Result(summary, rows, table, notes(dataset, trainer.spec))
 
 
-def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
-    """The best checkpoint on validation and, read here for the first time, on test."""
+def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict, dict[str, float]]:
+    """The best checkpoint on validation and, read here for the first time, on test; and its calibration."""
     run, config, dataset = trainer.run, trainer.config, trainer.dataset
     model, _ = load_model(run.checkpoint("best"))
     model.to(config.device)
@@ -187,7 +198,8 @@ def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict]:
         results[split.name] = metrics(predictions.mean, split.labels)
         save_predictions(run, split, trainer.spec.name, predictions)
     rows = {METHOD_TITLES[config.method]: results["test"], **reference_rows(dataset, dataset.test, predictions)}
-    return rows, predictions.rate, results["valid"], results["test"]
+    calibration = calibrate(model, dataset, seed=config.seed, samples=config.samples)
+    return rows, predictions.rate, results["valid"], results["test"], calibration
 
 
 def save_predictions(

@@ -131,6 +131,10 @@ class RunDirectory:
         """Store metrics.json, the result of an evaluation."""
         self._write_json("metrics.json", document)
 
+    def write_calibration(self, radii: Mapping[str, float]) -> None:
+        """Store calibration.json: half the width of intervals by available set, see `evaluation.calibrate`."""
+        self._write_json("calibration.json", radii)
+
     def write_table(self, text: str) -> None:
         """Store table.md."""
         write_atomic(self.path / "table.md", text.encode())
@@ -232,6 +236,23 @@ class RunDirectory:
 
     def _write_json(self, name: str, document: Mapping) -> None:
         write_atomic(self.path / name, (strict_json(document, name, indent=2) + "\n").encode())
+
+
+def read_document(path: Path) -> dict:
+    """The JSON object in a file of a run.
+
+    Raises:
+        DataError: there is no such file, or it holds something else.
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Restore the file.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({str(error)[:80]}). Restore the file.") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} must hold a JSON object. Restore the file.")
+    return document
 
 
 def file_name(name: str) -> str:

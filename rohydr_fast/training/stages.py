@@ -142,7 +142,7 @@ class StageRunner:
         if GENERATOR in stage.objectives:
             model.recovery.observe(sequences, batch.sample_id)
         conditions = model.conditions(sequences, batch.missing, batch.conversation)
-        recovered = model.recover(
+        recovered = model.recovered(
             conditions,
             batch.sample_id,
             seed=seed,

@@ -281,9 +281,22 @@ def load_model(directory: Path) -> tuple[RoHyDR, dict]:
     """
     tensors, state = load_checkpoint(directory)
     check_format(state, directory)
-    model = build_model(ModelConfig.from_dict(state["model"]), 0)
-    load_tensors(model, tensors.get("model", {}), directory)
-    return model, state
+    return model_of(state["model"], tensors.get("model", {}), directory), state
+
+
+def model_of(document: dict, tensors: dict[str, torch.Tensor], path: Path) -> RoHyDR:
+    """The model that a file describes, with the tensors that it holds.
+
+    Raises:
+        DataError: settings that are not valid, or tensors that are not theirs. Nothing is allocated before both are.
+    """
+    config = ModelConfig.from_dict(document)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in RoHyDR(config).state_dict().items()}
+    check_shapes(expected, tensors, str(path))
+    model = build_model(config, 0)
+    load_tensors(model, tensors, path)
+    return model
 
 
 def check_format(state: dict, path: Path) -> None:

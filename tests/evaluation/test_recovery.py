@@ -34,7 +34,7 @@ def test_a_scaled_truth_has_a_known_distance(monkeypatch, factor, mse, cosine):
     mean = truth.x[truth.mask()].mean(0)
     scaled = Sequence(mean + factor * (truth.x - mean), truth.lengths)
     rows = torch.arange(len(missing))
-    monkeypatch.setattr(model, "recover", lambda *a, **k: {"a": Recovered(rows, scaled, scaled)})
+    monkeypatch.setattr(model, "recovered", lambda *a, **k: {"a": Recovered(rows, scaled, scaled)})
     found = recovery_quality(model, DATASET, DATASET.test, missing, seed=0)
     assert set(found) == {"a"}
     assert found["a"]["relative_mse"] == pytest.approx(mse, abs=1e-5)

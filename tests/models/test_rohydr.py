@@ -58,7 +58,7 @@ def test_recovering_and_its_gradient_are_one_native_call_each(grad_steps, model,
     x, lengths, ids = batch
     calls = spy_on_core(monkeypatch)
     conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
-    recovered = model.recover(conditions, ids, seed=0, grad_steps=grad_steps)
+    recovered = model.recovered(conditions, ids, seed=0, grad_steps=grad_steps)
     sum(part.x.x.square().sum() for part in recovered.values()).backward()  # through UR in any case
     with_gradient = grad_steps != 0
     expected = [("reverse_loop", 3, 3), ("reverse_loop_backward", 3, 3)] if with_gradient else [("reverse_loop", 3, 0)]
@@ -72,10 +72,10 @@ def test_recovering_keeps_no_more_than_it_may(model, batch, monkeypatch):
     calls = spy_on_core(monkeypatch)
     conditions = model.conditions(model.extract(x, lengths, ~MISSING), MISSING)
     for memory, tapes in ((10**4, 0), (10**9, 3)):  # a gradient takes 7 kB for x_t alone
-        model.recover(conditions, ids, seed=0, max_memory=memory)
+        model.recovered(conditions, ids, seed=0, max_memory=memory)
         assert calls[-1].tapes == tapes
     with pytest.raises(UsageError, match="max_memory must be at least"):
-        model.recover(conditions, ids, seed=0, max_memory=1000)
+        model.recovered(conditions, ids, seed=0, max_memory=1000)
 
 
 def test_a_missing_modality_takes_the_length_of_its_aligned_partner(batch):
@@ -92,7 +92,7 @@ def test_a_missing_modality_takes_the_length_of_its_aligned_partner(batch):
 def test_recovered_rows_replace_the_ground_truth_and_leave_the_rest(model, batch):
     x, lengths, ids = batch
     sequences = model.extract(x, lengths, torch.ones(4, 3, dtype=torch.bool))
-    recovered = model.recover(model.conditions(sequences, MISSING), ids, seed=0)
+    recovered = model.recovered(model.conditions(sequences, MISSING), ids, seed=0)
     completed = model.complete(sequences, recovered)
     for i, m in enumerate("atv"):
         kept = ~MISSING[:, i]
@@ -133,7 +133,7 @@ def test_without_hddm_and_ur_the_representation_is_zero(batch):
     x, lengths, ids = batch
     model = RoHyDR(small_config(without=("hddm", "ur")))
     sequences = model.extract(x, lengths, ~MISSING)
-    recovered = model.recover(model.conditions(sequences, MISSING), ids, seed=0)
+    recovered = model.recovered(model.conditions(sequences, MISSING), ids, seed=0)
     assert all(not part.x.x.any() for part in recovered.values())
 
 

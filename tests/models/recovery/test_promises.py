@@ -49,7 +49,7 @@ def test_in_training_too_what_is_withheld_changes_no_bit(variant):
     def recovered(x):
         sequences = model.extract(x, lengths, everything)
         conditions = model.conditions(sequences, MISSING, conversation)
-        return model.recover(conditions, ids, seed=0)
+        return model.recovered(conditions, ids, seed=0)
 
     clean = recovered(x)
     other = recovered({m: torch.where(MISSING[:, i, None, None], 1e3, x[m]) for i, m in enumerate("atv")})
@@ -93,7 +93,7 @@ def test_the_mean_is_the_mean_of_the_ground_truth():
     model, (x, lengths, ids) = build("mean"), small_batch()
     sequences = model.extract(x, lengths, torch.ones(4, 3, dtype=torch.bool))
     known = model.extract(x, lengths, ~MISSING)
-    recovered = model.recover(model.conditions(known, MISSING), ids, seed=0)
+    recovered = model.recovered(model.conditions(known, MISSING), ids, seed=0)
     for m, (_, x_rec, _) in recovered.items():
         tokens = sequences[m].x[sequences[m].mask()]
         expected = tokens.mean(0).expand(int(x_rec.lengths[0]), -1)
@@ -103,7 +103,7 @@ def test_the_mean_is_the_mean_of_the_ground_truth():
 
 def test_dropout_keeps_a_missing_modality_away():
     model, (x, lengths, ids) = build("dropout"), small_batch()
-    assert model.recover(model.conditions(model.extract(x, lengths, ~MISSING), MISSING), ids, seed=0) == {}
+    assert model.recovered(model.conditions(model.extract(x, lengths, ~MISSING), MISSING), ids, seed=0) == {}
     assert model.ur is None and model.mr is None and model.discriminator is None
 
 

@@ -1,0 +1,219 @@
+"""What a trained model says of clips with missing modalities: a prediction, how sure it is, and what was recovered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data.dataset import Batch, Dataset, Split, collate
+from .data.lengths import spans
+from .errors import UsageError
+from .evaluation.predict import EVALUATION, batches
+from .evaluation.uncertainty import interval_of_draws
+from .modalities import MODALITIES, NAMES, parse_available
+from .models.recovery import Recovered
+from .models.rohydr import RoHyDR, pad_tokens
+from .models.sequences import Sequence
+from .ops.philox import derive_seed
+
+BATCH = 64
+"""Clips that `infer_split` takes at a time."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The result for B clips and K draws; tensors are on the CPU."""
+
+    prediction: Tensor  # (B,) sentiment in the units of the labels, the mean over draws
+    low: Tensor | None  # (B,) lower end of an interval meant to hold 80 % of the labels; None without calibration
+    high: Tensor | None  # (B,)
+    draws: Tensor  # (B, K) the prediction of each draw
+    draws_low: Tensor  # (B,) the middle 80 % of the draws: what recovery alone leaves open
+    draws_high: Tensor  # (B,)
+    recovered: dict[str, Recovered]  # modality -> rows (R,) of the batch that lack it, and x_rec, the mean over draws
+
+
+@torch.no_grad()
+def infer(
+    model: RoHyDR,
+    batch: Batch | Mapping,
+    available: str | Tensor | np.ndarray | None = None,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+) -> Inference:
+    """Recover what is missing of a batch of clips, `samples` times, and predict the sentiment.
+
+    Args:
+        model: a trained one; it is put into evaluation mode for the call.
+        batch: of `data.collate`; or modality (a, t, v or audio, text, vision) -> (B, T, D) features, real rows first
+            or last, padded with rows of zeros; a modality that all clips lack can be left out.
+        available: a set such as ``"a,t"`` for all clips, or (B, 3) bool for each; by default all that the batch has.
+            What is not available is not read.
+        samples: recoveries drawn for each clip.
+        seed: with the clips' ids (their rows, for features without ids) the key of all noise.
+
+    Raises:
+        UsageError: features of another shape than the model's, a clip with nothing available, fewer than one sample.
+    """
+    if samples < 1:
+        raise UsageError(f"recover: samples must be 1 or more, got {samples}. Use for example samples=8.")
+    if not isinstance(batch, Batch):
+        batch = as_batch(batch)
+    device, training = next(model.parameters()).device, model.training
+    x, lengths = ({m: value.to(device) for m, value in part.items()} for part in _features(model, batch))
+    missing = _missing(model, batch, available)
+    model.eval()
+    conversation = None if batch.conversation is None else batch.conversation.to(device)
+    sequences = model.extract(x, lengths, ~missing.to(device))
+    conditions = model.conditions(sequences, missing.to(device), conversation)
+    drawn, recoveries = [], []
+    for k in range(samples if model.recovery.draws and conditions else 1):
+        recovered = model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, k))
+        recoveries.append(recovered)
+        drawn.append(model.sentiment(sequences, recovered).cpu())
+    model.train(training)
+    draws = torch.stack(drawn, 1).expand(-1, samples if len(drawn) == 1 else len(drawn))
+    radius = _radius(model, missing)
+    mean = draws.mean(1)
+    draws_low, draws_high = (torch.from_numpy(end.astype(np.float32)) for end in interval_of_draws(draws.numpy()))
+    return Inference(
+        prediction=mean,
+        low=None if radius is None else mean - radius,
+        high=None if radius is None else mean + radius,
+        draws=draws,
+        draws_low=draws_low,
+        draws_high=draws_high,
+        recovered={m: _mean([recovered[m] for recovered in recoveries]) for m in recoveries[0]},
+    )
+
+
+def infer_split(
+    model: RoHyDR, dataset: Dataset, split: Split, available: str | None = None, *, samples: int = 1, seed: int = 0
+) -> dict[str, Tensor]:
+    """`infer` for all N clips of a split, by name.
+
+    Returns:
+        prediction, std, draws_low, draws_high and label (N,); low and high (N,) of a calibrated model; and for each
+        recovered modality m: rows_m (R,) clips of the split, lengths_m (R,), recovered_m (R, T, C).
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for rows in batches(model, split, BATCH):
+        batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
+        found = infer(model, batch, available, samples=samples, seed=seed)
+        values = {"index": batch.index, "prediction": found.prediction, "std": found.draws.std(1, correction=0)}
+        values |= {"draws_low": found.draws_low, "draws_high": found.draws_high, "label": batch.label}
+        values |= {} if found.low is None else {"low": found.low, "high": found.high}
+        for m, (missed, x, _) in found.recovered.items():
+            values |= {f"rows_{m}": batch.index[missed], f"lengths_{m}": x.lengths, f"recovered_{m}": x.x}
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+    joined = {name: torch.cat(_equally_long(pieces)) for name, pieces in parts.items()}
+    # Batches of whole conversations come in another order than the split.
+    orders = {
+        name.removeprefix("rows_"): torch.argsort(value) for name, value in joined.items() if name.startswith("rows_")
+    }
+    of_split = torch.argsort(joined.pop("index"))
+    return {name: value[orders.get(name.rpartition("_")[2], of_split)] for name, value in joined.items()}
+
+
+def _equally_long(pieces: list[Tensor]) -> list[Tensor]:
+    """(R, T, C) pieces padded to one T; others as they are."""
+    if pieces[0].dim() < 3:
+        return pieces
+    tokens = max(piece.shape[1] for piece in pieces)
+    return [pad_tokens(piece, tokens) for piece in pieces]
+
+
+def as_batch(features: Mapping) -> Batch:
+    """A `Batch` of bare features, see `infer`; real rows come first in it, whichever side was padded.
+
+    Raises:
+        UsageError: no features, unknown names, or shapes that do not fit each other.
+    """
+    letters = {name: m for m, name in NAMES.items()}
+    found = {letters.get(name, name): torch.as_tensor(np.asarray(value)) for name, value in features.items()}
+    wrong = [m for m in found if m not in MODALITIES]
+    if wrong or not found:
+        raise UsageError(
+            f"recover: features must be of {', '.join(NAMES.values())}, got {wrong or 'none'}. Name them so."
+        )
+    if len({len(value) for value in found.values() if value.dim() == 3}) != 1 or any(
+        v.dim() != 3 for v in found.values()
+    ):
+        shapes = {NAMES[m]: tuple(value.shape) for m, value in found.items()}
+        raise UsageError(f"recover: features must be (B, T, D) with one B, got {shapes}. Add the dimension that lacks.")
+    x, lengths = {}, {}
+    for m, value in found.items():
+        starts, given = spans((value != 0).any(-1).numpy())
+        rows = np.minimum(starts[:, None] + np.arange(max(1, int(given.max(initial=0)))), value.shape[1] - 1)
+        real = torch.from_numpy(np.arange(rows.shape[1]) < given[:, None])
+        taken = value.float().gather(1, torch.from_numpy(rows)[..., None].expand(-1, -1, value.shape[2]))
+        x[m], lengths[m] = torch.where(real[..., None], taken, 0), torch.from_numpy(given)
+    clips = len(next(iter(found.values())))
+    present = torch.stack(
+        [lengths[m] > 0 if m in lengths else torch.zeros(clips, dtype=torch.bool) for m in MODALITIES], 1
+    )
+    rows = torch.arange(clips)
+    return Batch(x, lengths, label=torch.full((clips,), torch.nan), sample_id=rows, index=rows, present=present)
+
+
+def _features(model: RoHyDR, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Features and lengths of the model's modalities; one that the batch lacks altogether has the length 0."""
+    clips = len(batch.sample_id)
+    if clips == 0:
+        raise UsageError("recover: the batch must have a clip, got none. Give it one.")
+    x, lengths = {}, {}
+    for m in model.config.modalities:
+        size = model.config.dims[m]
+        x[m] = batch.x.get(m, torch.zeros(clips, 1, size))
+        lengths[m] = batch.lengths.get(m, torch.zeros(clips, dtype=torch.int64))
+        if x[m].shape[-1] != size:
+            raise UsageError(
+                f"recover: {NAMES[m]} must have {size} channels, as in training, got {x[m].shape[-1]}. "
+                "Use features of the same extractor."
+            )
+    return x, lengths
+
+
+def _missing(model: RoHyDR, batch: Batch, available) -> Tensor:
+    """(B, 3) bool."""
+    known = torch.tensor([m in model.config.modalities for m in MODALITIES])
+    here = batch.present & known
+    if isinstance(available, str):
+        here = here & torch.tensor([m in parse_available(available) for m in MODALITIES])
+    elif available is not None:
+        asked = torch.as_tensor(available)
+        if asked.dtype != torch.bool or asked.shape != here.shape:
+            raise UsageError(
+                f"recover: available must be text such as 'a,t' or bool of shape {tuple(here.shape)}, got "
+                f"{asked.dtype} of {tuple(asked.shape)}. True is available, in the order audio, text, vision."
+            )
+        here = here & asked.cpu()
+    nothing = (~here.any(1)).nonzero()[:, 0]
+    if len(nothing):
+        raise UsageError(
+            f"recover: every clip must have something available, got none for clip {int(nothing[0])} of the batch. "
+            "Leave it out, or name another set."
+        )
+    return ~here
+
+
+def _radius(model: RoHyDR, missing: Tensor) -> Tensor | None:
+    """(B,) half the width of the calibrated interval; infinite for a set that was not calibrated."""
+    if not model.calibration:
+        return None
+    sets = [",".join(m for m, gone in zip(MODALITIES, row, strict=True) if not gone) for row in missing.tolist()]
+    return torch.tensor([model.calibration.get(name, float("inf")) for name in sets])
+
+
+def _mean(drawn: list[Recovered]) -> Recovered:
+    """The mean representations over draws, on the CPU."""
+    first = drawn[0]
+    mean = [
+        Sequence(torch.stack([getattr(d, part).x for d in drawn]).mean(0).cpu(), getattr(first, part).lengths.cpu())
+        for part in ("x", "generated")
+    ]
+    return Recovered(first.rows.cpu(), *mean)
