@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
+    from .distributed import joined
     from .evaluation.runs import COLUMNS, Evaluation, evaluate_run
     from .evaluation.tables import aggregate, aggregate_table, metrics_table
     from .ops.registry import backend, select
@@ -45,11 +46,13 @@ def _command(options) -> None:
     asked = Evaluation(**{field.name: getattr(options, field.name) for field in fields(Evaluation)})
     select("reverse_loop", options.backend)
     documents, sentences = [], {}
-    with backend(options.backend):
+    with joined() as team, backend(options.backend):
         for directory in options.directories:
             document, notes = evaluate_run(Path(directory), asked, data=options.data)
             documents.append(document)
             sentences |= dict.fromkeys(notes)
+    if not team.leads:
+        return
     rows = [document["rows"] for document in documents]
     print(metrics_table(rows[0], COLUMNS) if len(rows) == 1 else aggregate_table(aggregate(rows), COLUMNS[:-1]))
     for sentence in sentences:

@@ -1,5 +1,6 @@
 """What a trained model says of clips with missing modalities: a prediction, how sure it is, and what was recovered."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .data.dataset import Batch, Dataset, Split, collate
 from .data.lengths import spans
+from .distributed import team
 from .errors import UsageError
 from .evaluation.predict import EVALUATION, batches
 from .evaluation.uncertainty import interval_of_draws
@@ -93,23 +95,19 @@ def infer(
 def infer_split(
     model: RoHyDR, dataset: Dataset, split: Split, available: str | None = None, *, samples: int = 1, seed: int = 0
 ) -> dict[str, Tensor]:
-    """`infer` for all N clips of a split, by name.
+    """`infer` for all N clips of a split, by name. Several processes take batches in turn; the first gets the result.
 
     Returns:
         prediction, std, draws_low, draws_high and label (N,); low and high (N,) of a calibrated model; and for each
         recovered modality m: rows_m (R,) clips of the split, lengths_m (R,), recovered_m (R, T, C).
     """
     parts: dict[str, list[Tensor]] = {}
-    for rows in batches(model, split, BATCH):
-        batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
-        found = infer(model, batch, available, samples=samples, seed=seed)
-        values = {"index": batch.index, "prediction": found.prediction, "std": found.draws.std(1, correction=0)}
-        values |= {"draws_low": found.draws_low, "draws_high": found.draws_high, "label": batch.label}
-        values |= {} if found.low is None else {"low": found.low, "high": found.high}
-        for m, (missed, x, _) in found.recovered.items():
-            values |= {f"rows_{m}": batch.index[missed], f"lengths_{m}": x.lengths, f"recovered_{m}": x.x}
+    own = [_infer_rows(model, dataset, split, rows, available, samples, seed) for rows in _own_batches(model, split)]
+    for values in itertools.chain.from_iterable(team().gather(own) or ()):
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
+    if not parts:  # another process has them
+        return {}
     joined = {name: torch.cat(_equally_long(pieces)) for name, pieces in parts.items()}
     # Batches of whole conversations come in another order than the split.
     orders = {
@@ -117,6 +115,22 @@ def infer_split(
     }
     of_split = torch.argsort(joined.pop("index"))
     return {name: value[orders.get(name.rpartition("_")[2], of_split)] for name, value in joined.items()}
+
+
+def _own_batches(model: RoHyDR, split: Split) -> list[np.ndarray]:
+    """The batches that this process takes."""
+    return batches(model, split, BATCH)[team().rank :: team().size]
+
+
+def _infer_rows(model, dataset: Dataset, split: Split, rows, available, samples: int, seed: int) -> dict[str, Tensor]:
+    batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
+    found = infer(model, batch, available, samples=samples, seed=seed)
+    values = {"index": batch.index, "prediction": found.prediction, "std": found.draws.std(1, correction=0)}
+    values |= {"draws_low": found.draws_low, "draws_high": found.draws_high, "label": batch.label}
+    values |= {} if found.low is None else {"low": found.low, "high": found.high}
+    for m, (missed, x, _) in found.recovered.items():
+        values |= {f"rows_{m}": batch.index[missed], f"lengths_{m}": x.lengths, f"recovered_{m}": x.x}
+    return values
 
 
 def _equally_long(pieces: list[Tensor]) -> list[Tensor]:

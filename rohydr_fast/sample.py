@@ -43,6 +43,7 @@ def _command(options) -> None:
     if options.split not in ("train", "valid", "test"):
         raise UsageError(f"--split: must be train, valid or test, got {options.split!r}. Choose one of them.")
     from .data.loading import load as load_data
+    from .distributed import joined
     from .inference import infer_split
     from .ops.registry import backend, select
     from .pretrained import load as load_model
@@ -53,8 +54,10 @@ def _command(options) -> None:
     model = load_model(options.model, device=options.device)
     dataset = load_data(options.file, nonfinite=options.nonfinite)
     split = getattr(dataset, options.split)
-    with backend(options.backend):
+    with joined() as team, backend(options.backend):
         tensors = infer_split(model, dataset, split, options.available, samples=options.samples, seed=options.seed)
+    if not team.leads:
+        return
     content = serialise(tensors, split.ids)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, content)

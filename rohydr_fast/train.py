@@ -35,6 +35,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
+    from .distributed import joined
+
+    with joined() as team:
+        runs = _runs(options, alone=team.size == 1)
+        if team.leads:
+            _report(runs, options.json)
+
+
+def _runs(options, alone: bool):
     from .training import experiment
     from .training.several import Runs, train_seeds
 
@@ -48,12 +57,14 @@ def _command(options) -> None:
                 f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "
                 "The run directory holds them."
             )
-        runs = Runs((experiment.resume(Path(options.resume)),))
-    else:
-        settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
-        config = TrainConfig(**settings)
-        runs = train_seeds(config, tuple(options.seeds or [config.seed]), out)
-    _report(runs, options.json)
+        return Runs((experiment.resume(Path(options.resume)),))
+    if out is None and not alone:
+        raise UsageError(
+            "--out: must be given for several processes, so that they find the run after a restart. Add it."
+        )
+    settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
+    config = TrainConfig(**settings)
+    return train_seeds(config, tuple(options.seeds or [config.seed]), out)
 
 
 def _report(runs, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from ..data.conversations import conversation_batches
 from ..data.dataset import Batch, Dataset, Split, collate
 from ..data.missing import MissingSpec, missing_table, realised_rate
+from ..distributed import team
 from ..models.rohydr import RoHyDR
 from ..ops.philox import derive_seed
 
@@ -104,7 +105,7 @@ def predict(
     training = model.training
     model.eval()
     draws = np.zeros((len(split), samples), np.float64)
-    for rows in batches(model, split, batch_size):
+    for rows in batches(model, split, batch_size)[team().rank :: team().size]:
         given = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
         sequences = model.extract(given["x"], given["lengths"], ~given["missing"])
         conditions = model.conditions(sequences, given["missing"], given["conversation"])
@@ -115,6 +116,7 @@ def predict(
                 draws[rows] = draws[rows, :1]
                 break
     model.train(training)
+    draws = team().sum(torch.from_numpy(draws)).numpy()  # every process has predicted its batches
     rate = realised_rate(missing, split.present(), model.config.modalities)
     mean, deviation = draws.mean(1).astype(np.float32), draws.std(1).astype(np.float32)
     return Predictions(mean, deviation, missing, rate, draws.astype(np.float32))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..data.dataset import Dataset, Split, collate
+from ..distributed import team
 from ..models.rohydr import RoHyDR
 from ..models.sequences import token_mask
 from ..ops.philox import derive_seed
@@ -32,10 +33,10 @@ def recovery_quality(
     """
     training = model.training
     model.eval()
-    sums: dict[str, np.ndarray] = {}
+    sums = {m: np.zeros(4) for m in model.config.modalities}
     device = next(model.parameters()).device
     means = means or channel_means(model, dataset, split, batch_size)
-    for rows in batches(model, split, batch_size):
+    for rows in batches(model, split, batch_size)[team().rank :: team().size]:
         batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
         given = inputs(batch, missing, device)
         sequences = model.extract(given["x"], given["lengths"], batch.present.to(device))
@@ -47,11 +48,12 @@ def recovery_quality(
             real = token_mask(torch.minimum(lengths, x_rec.lengths), tokens)
             truth, guess = (x[:, :tokens][real].double() - means[m] for x in (x_m, x_rec.x))
             parts = [(guess - truth).pow(2), truth.pow(2), guess * truth, guess.pow(2)]
-            sums[m] = sums.get(m, 0) + np.array([float(part.sum()) for part in parts])
+            sums[m] += np.array([float(part.sum()) for part in parts])
     model.train(training)
+    found = team().sum(torch.from_numpy(np.stack(list(sums.values())))).numpy()
     return {
         m: {"relative_mse": float(s[0] / s[1]), "cosine": float(s[2] / np.sqrt(s[1] * s[3]).clip(1e-30))}
-        for m, s in sums.items()
+        for m, s in zip(sums, found, strict=True)
         if s[1] > 0
     }
 

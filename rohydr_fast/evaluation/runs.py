@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..data.dataset import Dataset
 from ..errors import DataError, UsageError
-from ..training.experiment import config_from, notes, read_dataset, save_predictions
-from ..training.run_directory import RunDirectory
+from ..training.experiment import config_from, notes, open_run, read_dataset, save_predictions
 from ..training.trainer import load_model
 from .metrics import metrics
 from .predict import evaluate_split
@@ -80,7 +79,7 @@ def evaluate_run(
         UsageError: an impossible protocol, sampler or number of steps.
         DataError: a damaged run, or another data file than it was trained on.
     """
-    run = RunDirectory.open(directory)
+    run = open_run(directory)
     config = config_from(run.read_config(), run)
     model, state = load_model(run.checkpoint(asked.checkpoint))
     sampler = model.recovery.resample(asked.sampler, asked.steps, asked.eta)

@@ -1,5 +1,6 @@
 """One training run from settings to final table, and its resumption."""
 
+import io
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..data.dataset import Dataset, Split
 from ..data.folds import by_video
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
+from ..distributed import local_device, team
 from ..errors import DataError, MethodUnavailable, UsageError
 from ..evaluation.calibrate import calibrate
 from ..evaluation.metrics import majority_metrics, metrics
@@ -22,7 +24,7 @@ from ..models.recovery import METHOD_CLASSES
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
 from .progress import Progress
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, Witness
 from .trainer import Trainer, load_model
 
 
@@ -62,7 +64,9 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
     for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written
         evaluation_missing(spec, split, modalities, seed=config.seed)
     name = f"{dataset.name}-{config.preset}-{spec.name}-s{config.seed}"
-    run = RunDirectory.create(out, name)
+    run = RunDirectory.create(out, name) if team().leads else None
+    path = team().tell(run and run.path)
+    run = run or Witness(path)
     with run.lock():
         from ..doctor import environment
 
@@ -73,7 +77,7 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
 
 def resume(path: Path, dataset: Dataset | None = None) -> Result:
     """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet; see `start`."""
-    run = RunDirectory.open(path)
+    run = open_run(path)
     config = config_from(run.read_config(), run)
     spec = missing_spec(config)
     _check_runtime(config)
@@ -82,6 +86,11 @@ def resume(path: Path, dataset: Dataset | None = None) -> Result:
         trainer = Trainer(dataset, config, spec, run)
         trainer.restore()
         return _train(trainer)
+
+
+def open_run(path: Path) -> RunDirectory:
+    """The directory of an existing run, in which only the first of several processes writes."""
+    return (RunDirectory if team().leads else Witness).open(path)
 
 
 def config_from(document: dict, run: RunDirectory) -> TrainConfig:
@@ -143,7 +152,17 @@ def device_type(device: str) -> str:
 
 
 def _check_runtime(config: TrainConfig) -> None:
-    device = device_type(config.device)
+    if team().size > 1 and not METHOD_CLASSES[config.method].divides:
+        possible = [name for name, method in METHOD_CLASSES.items() if method.divides]
+        raise MethodUnavailable(
+            f"--method {config.method}: cannot be trained by several processes, got {team().size}. "
+            f"Start it without torchrun, or use one of {', '.join(possible)}."
+        )
+    if team().size > 1 and config.anchor != "none":
+        raise UsageError(
+            "--anchor: cannot be trained by several processes. Start it without torchrun, or leave it out."
+        )
+    device = device_type(local_device(config.device))
     select("reverse_loop", config.backend, device=device, needs_grad=config.grad_steps() != 0)
     select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3
 
@@ -152,8 +171,10 @@ def _train(trainer: Trainer) -> Result:
     run, config, dataset = trainer.run, trainer.config, trainer.dataset
     started = time.perf_counter()
     with use_backend(config.backend):
-        with Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
+        batches, stream = len(trainer.batches(1)), None if team().leads else io.StringIO()
+        with Progress(config.max_epochs(), batches, stream=stream) as progress:
             trainer.fit(progress)
+        team().barrier()  # the first process has written the best checkpoint
         rows, rate, valid, test, calibration = _final(trainer)
     seconds = time.perf_counter() - started
     throughput = trainer.train_samples / trainer.train_seconds if trainer.train_seconds else None
@@ -183,7 +204,7 @@ def _final(trainer: Trainer) -> tuple[dict[str, dict], float, dict, dict, dict[s
     """The best checkpoint on validation and, read here for the first time, on test; and its calibration."""
     run, config, dataset = trainer.run, trainer.config, trainer.dataset
     model, _ = load_model(run.checkpoint("best"))
-    model.to(config.device)
+    model.to(trainer.device)
     results = {}
     for split in (dataset.valid, dataset.test):
         predictions = evaluate_split(

@@ -238,6 +238,19 @@ class RunDirectory:
         write_atomic(self.path / name, (strict_json(document, name, indent=2) + "\n").encode())
 
 
+class Witness(RunDirectory):
+    """The directory as a process sees it that leaves all writing to another."""
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        yield
+
+    def _nothing(self, *arguments, **options) -> None:
+        """In the place of what would write."""
+
+    write_config = write_table = write_evaluation = write_predictions = truncate = _append = _write_json = _nothing
+
+
 def read_document(path: Path) -> dict:
     """The JSON object in a file of a run.
 

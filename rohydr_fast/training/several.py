@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config import TrainConfig
+from ..distributed import restarted
 from ..errors import DataError, UsageError
 from ..evaluation.tables import aggregate, aggregate_table
-from .experiment import Result, start
+from .experiment import Result, resume, start
+from .run_directory import CONFIG
 
 MMSA_METRICS = (
     *("Has0_acc_2", "Has0_F1_score", "Non0_acc_2", "Non0_F1_score", "Mult_acc_5", "Mult_acc_7", "MAE", "Corr"),
@@ -106,4 +108,11 @@ def train_seeds(config: TrainConfig, seeds: tuple[int, ...], out: Path | None) -
         raise UsageError(f"--seeds: must be some that differ from each other, got {list(seeds)}. Name each seed once.")
     configs = [replace(config, seed=seed) for seed in seeds]
     places = [out / f"seed{seed}" if out and len(seeds) > 1 else out for seed in seeds]
-    return Runs(tuple(start(one, place) for one, place in zip(configs, places, strict=True)))
+    return Runs(tuple(_start_or_resume(one, place) for one, place in zip(configs, places, strict=True)))
+
+
+def _start_or_resume(config: TrainConfig, place: Path | None) -> Result:
+    """After a failure torchrun gives the same command again: then the run that is there goes on."""
+    if restarted() and place is not None and (place / CONFIG).is_file():
+        return resume(place)
+    return start(config, place)

@@ -1,5 +1,6 @@
 """A training run: epochs of Algorithm 1, validation, checkpoints, early stopping, and exact resuming."""
 
+import signal
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..config import ModelConfig, TrainConfig
 from ..data.conversations import conversation_batches
 from ..data.dataset import Dataset, Split, collate, epoch_order
 from ..data.missing import MissingSpec, missing_table, realised_rate
+from ..distributed import local_device, team
 from ..errors import DataError, FileAccessError
 from ..evaluation.metrics import metrics
 from ..evaluation.predict import evaluate_split
@@ -60,7 +62,8 @@ class Trainer:
 
     def __init__(self, dataset: Dataset, config: TrainConfig, spec: MissingSpec, run: RunDirectory):
         self.dataset, self.config, self.spec, self.run = dataset, config, spec, run
-        self.model = build_model(config.model_config(dataset), config.seed, dataset).to(config.device)
+        self.device = local_device(config.device)
+        self.model = build_model(config.model_config(dataset), config.seed, dataset).to(self.device)
         self.optimizer, self.optimizer_d = make_optimizers(self.model, config)
         self.averaged = None
         if config.ema:
@@ -120,16 +123,15 @@ class Trainer:
                 stage = stages[cursor.stage]
                 cursor.row.update(self.runner.run(stage, batch, epoch=cursor.epoch, batch_index=cursor.batch))
                 cursor.stage += 1
-                if stop.signal_number is not None and cursor.stage < len(stages):
-                    self._stop(stop)
+                if cursor.stage < len(stages):
+                    self._stop_if_asked(stop)
             if self.averaged is not None:
                 self.averaged.update_parameters(self.model)
             self._finish_batch(len(rows))
             self.train_seconds += time.perf_counter() - start
             self.train_samples += len(rows)
             progress.batch(cursor.batch, self._stage_means(), len(rows))
-            if stop.signal_number is not None:
-                self._stop(stop)
+            self._stop_if_asked(stop)
         self._finish_epoch(realised_rate(missing, split.present(), self.model.config.modalities), progress)
 
     def _stage_means(self) -> dict[str, float]:
@@ -137,7 +139,8 @@ class Trainer:
         return {stage.name: means[stage.name] for stage in self.runner.stages if stage.name in means}
 
     def _stage_batch(self, split: Split, rows: np.ndarray, missing: np.ndarray) -> StageBatch:
-        device = self.config.device
+        device = self.device
+        rows, counts = team().part(rows)
         batch = collate(split, rows, self.model.config.modalities, self.dataset.nonfinite_zeroed)
         return StageBatch(
             x={m: x.to(device) for m, x in batch.x.items()},
@@ -147,6 +150,7 @@ class Trainer:
             present=batch.present.to(device),
             missing=torch.from_numpy(missing[rows]).to(device),
             conversation=None if batch.conversation is None else batch.conversation.to(device),
+            counts=counts,
         )
 
     def _finish_batch(self, samples: int) -> None:
@@ -187,18 +191,22 @@ class Trainer:
         )
         if better:
             cursor.best_epoch, cursor.best_mae = cursor.epoch, valid["MAE"]
-            save_checkpoint(self.run.checkpoint("best"), {"model": tensors_of(self.evaluated)}, self._state())
+            if team().leads:
+                save_checkpoint(self.run.checkpoint("best"), {"model": tensors_of(self.evaluated)}, self._state())
         waited = cursor.epoch - max(cursor.best_epoch, self.config.warm_up)
         cursor.finished = cursor.epoch >= self.config.max_epochs() or 0 < self.config.patience <= waited
         cursor.epoch, cursor.batch, cursor.sums, cursor.counts = cursor.epoch + 1, 0, {}, {}
         self.save()
 
-    def _stop(self, stop: StopRequest) -> None:
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        """All processes stop after the same step, whichever of them a signal has reached."""
+        if not team().any(stop.signal_number is not None):
+            return
         self.save()
         raise Interrupted(
             f"stopped on a signal; the step is finished and saved. Go on with: "
             f"python -m rohydr_fast.train --resume {self.run.path}",
-            stop.signal_number,
+            stop.signal_number or signal.SIGTERM,
         )
 
     def _state(self) -> dict:
@@ -213,7 +221,9 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write `checkpoints/last`: everything that `restore` needs to go on bit for bit."""
+        """Write `checkpoints/last`: everything that `restore` needs to go on bit for bit. The first process writes."""
+        if not team().leads:
+            return
         tensors = {"model": tensors_of(self.model)}
         state = self._state()
         names = dict(self.model.named_parameters())

@@ -8,7 +8,7 @@ from .anchored import AnchoredRecovery
 from .base import Condition, Recovered, Recovery, Sequences, Supervision, Target
 from .dicmor import FlowRecovery
 from .diffusion import DiffusionRecovery
-from .fill import MeanFill, ZeroFill
+from .fill import MeanFill, ModalityDropout, ZeroFill
 from .gcnet import GraphRecovery
 from .imder import ScoreRecovery
 from .mmin import ImaginationRecovery
@@ -42,7 +42,7 @@ METHOD_CLASSES: dict[str, type[Recovery]] = {
     "rohydr": DiffusionRecovery,
     "zero": ZeroFill,
     "mean": MeanFill,
-    "dropout": Recovery,
+    "dropout": ModalityDropout,
     "regress": RegressionRecovery,
     "mmin": ImaginationRecovery,
     "gcnet": GraphRecovery,

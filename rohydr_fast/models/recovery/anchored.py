@@ -20,6 +20,8 @@ class AnchoredRecovery(DiffusionRecovery):
     encoder, denoiser and UR are those of rohydr.
     """
 
+    divides = False  # residuals have statistics of their own, of this process's targets
+
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.regressor = nn.ModuleDict({m: Regressor(config) for m in config.modalities})
@@ -38,12 +40,13 @@ class AnchoredRecovery(DiffusionRecovery):
     def loss(self, given: Supervision) -> Tensor:
         """The anchor's squared error, and L_HDDM of what it leaves."""
         total = given.label.new_zeros(())
-        for m, condition, truth, _ in given.targets():
+        for target in given.targets():
+            m, condition, truth = target[:3]
             anchor = self.regressor[m](truth.lengths, condition.encoded)
             x_m = self.norm[m](truth.x[:, : anchor.shape[1]].detach())
             residual = Sequence(x_m - anchor.detach(), truth.lengths)
             self.hddm[m].norm.update(residual.x, residual.mask())
-            total = total + losses.eq4_ur(anchor, x_m, residual.mask())
+            total = total + target.mean(losses.eq4_ur(anchor, x_m, residual.mask()))
             noise = self.hddm[m].noise_key(given.seed, ids_of(condition, given.sample_ids))
-            total = total + self.hddm[m].eq3_loss(residual, *condition.encoded, noise)
+            total = total + target.mean(self.hddm[m].eq3_loss(residual, *condition.encoded, noise))
         return total

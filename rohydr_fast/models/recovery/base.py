@@ -48,6 +48,16 @@ class Target(NamedTuple):
     condition: Condition  # of the samples that miss it and have ground truth
     truth: Sequence  # x_m of these samples, (R, T, C); detach it where it is a target
     recovered: Recovered  # what this pass made of the condition
+    share: float = 1.0  # of the truth's tokens in the whole batch that this process has, see `distributed`
+    share_recovered: float = 1.0  # of those tokens that were recovered as well
+
+    def mean(self, value: Tensor) -> Tensor:
+        """This process's part of a mean over the truth's tokens in the batch, from that over its own."""
+        return value if self.share == 1 else self.share * value
+
+    def mean_recovered(self, value: Tensor) -> Tensor:
+        """The same for a mean over the tokens that both have (`shared_tokens`)."""
+        return value if self.share_recovered == 1 else self.share_recovered * value
 
 
 class Supervision(NamedTuple):
@@ -60,6 +70,7 @@ class Supervision(NamedTuple):
     label: Tensor  # (B,)
     sample_ids: Tensor  # (B,) int64, on the CPU
     seed: int
+    shares: dict[str, tuple[float, float]] = {}  # of a modality's target, where other processes have the rest
 
     def targets(self) -> Iterator[Target]:
         """The missing modalities that have ground truth, one after the other."""
@@ -72,7 +83,7 @@ class Supervision(NamedTuple):
                 made = (Sequence(*(part[kept] for part in sequence)) for sequence in recovered[1:])
                 recovered = Recovered(condition.rows, *made)
             truth = Sequence(*(part[condition.rows] for part in self.sequences[m]))
-            yield Target(m, condition, truth, recovered)
+            yield Target(m, condition, truth, recovered, *self.shares.get(m, ()))
 
 
 class Recovery(nn.Module):
@@ -89,6 +100,9 @@ class Recovery(nn.Module):
 
     needs_conversations: ClassVar[bool] = False
     """Whether it reads a clip's neighbours: then a batch must hold whole conversations."""
+
+    divides: ClassVar[bool] = False
+    """Whether several processes can share a batch: all it learns from are means over `Supervision.targets`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -16,6 +16,7 @@ class DiffusionRecovery(ConditionedRecovery):
     """rohydr: conditional diffusion with a cross-attention denoiser, Eq. 3 for training and Eq. 2 for recovery."""
 
     draws = True
+    divides = True
     term = "L_HDDM"
 
     def __init__(self, config: ModelConfig):
@@ -67,9 +68,10 @@ class DiffusionRecovery(ConditionedRecovery):
     def loss(self, given: Supervision) -> Tensor:
         """L_HDDM: Eq. 3 over the modalities that are missing and have ground truth."""
         total = super().loss(given)
-        for m, condition, truth, _ in given.targets():
-            noise = self.hddm[m].noise_key(given.seed, ids_of(condition, given.sample_ids))
-            total = total + self.hddm[m].eq3_loss(truth, *condition.encoded, noise)
+        for target in given.targets():
+            hddm, condition = self.hddm[target.modality], target.condition
+            noise = hddm.noise_key(given.seed, ids_of(condition, given.sample_ids))
+            total = total + target.mean(hddm.eq3_loss(target.truth, *condition.encoded, noise))
         return total
 
     def resample(self, sampler: str | None, steps: int | None, eta: float | None) -> dict[str, str | int | float]:

@@ -7,8 +7,16 @@ from .base import Condition, Recovery, Sequences, zeros_for
 from .normalised import NormalisedRecovery
 
 
+class ModalityDropout(Recovery):
+    """dropout: nothing in place of a missing modality; F does without it."""
+
+    divides = True
+
+
 class ZeroFill(Recovery):
     """zero: zeros in place of a missing representation."""
+
+    divides = True
 
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """Zeros (R, T, C)."""
@@ -20,6 +28,8 @@ class MeanFill(NormalisedRecovery):
 
     The mean runs along with training, since the extractor learns.
     """
+
+    divides = True
 
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """The mean (R, T, C)."""

@@ -68,6 +68,7 @@ class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
     """
 
     draws = True
+    divides = True
     term = "L_score"
 
     def __init__(self, config: ModelConfig):
@@ -96,7 +97,8 @@ class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
     def loss(self, given: Supervision) -> Tensor:
         """Denoising score matching, weighted by the variance: the squared error of eps at a random t."""
         total = super().loss(given)
-        for m, condition, truth, _ in given.targets():
+        for target in given.targets():
+            m, condition, truth = target[:3]
             noise = NoiseKey(given.seed, ids_of(condition, given.sample_ids), MODALITIES.index(m))
             x_0 = self.norm[m](truth.x.detach())
             u = philox.uniform(
@@ -110,5 +112,5 @@ class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
             predicted, _ = self.denoiser[m](
                 y, level.to(y.device), condition.encoded.tokens, mask, condition.encoded.key_mask
             )
-            total = total + losses.eq4_ur(predicted, eps, mask)
+            total = total + target.mean(losses.eq4_ur(predicted, eps, mask))
         return total

@@ -92,7 +92,8 @@ class ImaginationRecovery(PointRecovery):
     def loss(self, given: Supervision) -> Tensor:
         """Squared errors, in normalised units: of the imagined vector, of its sequence, and of the way back."""
         total = super().loss(given)
-        for m, condition, truth, _ in given.targets():
+        for target in given.targets():
+            m, condition, truth = target[:3]
             encoded = condition.encoded
             vector = self._vector(m, encoded)
             truth_vector = self.norm[m](utterance(truth).detach())

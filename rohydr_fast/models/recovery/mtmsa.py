@@ -18,6 +18,7 @@ class TranslationRecovery(PointRecovery, ConditionedRecovery):
     data that guide the encoder. This is not MTMSA's program.
     """
 
+    divides = True
     term = "L_translation"
 
     def __init__(self, config: ModelConfig):

@@ -27,7 +27,8 @@ class PointRecovery(NormalisedRecovery):
     def loss(self, given: Supervision) -> Tensor:
         """The squared error in normalised units, over what is missing and has ground truth."""
         total = super().loss(given)
-        for m, _, truth, recovered in given.targets():
-            guess, x_m, mask = shared_tokens(recovered.generated, truth)
-            total = total + losses.eq4_ur(self.norm[m](guess), self.norm[m](x_m), mask)
+        for target in given.targets():
+            guess, x_m, mask = shared_tokens(target.recovered.generated, target.truth)
+            norm = self.norm[target.modality]
+            total = total + target.mean_recovered(losses.eq4_ur(norm(guess), norm(x_m), mask))
         return total

@@ -36,6 +36,7 @@ class RegressionRecovery(PointRecovery, ConditionedRecovery):
     It learns by the squared error in normalised units. There is no noise.
     """
 
+    divides = True
     term = "L_regress"
 
     def __init__(self, config: ModelConfig):

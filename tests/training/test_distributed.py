@@ -1,0 +1,164 @@
+"""Several processes train as one does: the same losses, gradients and weights, also after one of them was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rohydr_fast.data import containers
+from rohydr_fast.distributed import Processes, Team, joined, restarted, team
+from rohydr_fast.training.checkpoint import load_checkpoint
+from tests.small_data import small_dataset, small_tree
+
+SETTINGS = ["--epochs", "2", "--steps", "2", "--dropout", "0", "--batch-size", "7"]  # 10 clips: batches of 7 and 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "clips.npz"
+    containers.write(small_tree(), str(path))
+    return str(path)
+
+
+def command(processes: int, *arguments: str, module: str = "train", restarts: int = 0) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher += [f"--max-restarts={restarts}"] if restarts else []
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", f"rohydr_fast.{module}", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(processes: int, *arguments: str, module: str = "train") -> subprocess.CompletedProcess:
+    line = command(processes, *arguments, module=module)
+    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
+
+
+def steps(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path / "checkpoints" / "last")[0]["model"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, ["--missing-rate", "a=0.2,t=0,v=0", "--ema", "0.9"]),  # in most batches one process misses nothing
+        (4, ["--missing-rate", "mixed"]),  # the last batch leaves a process without a clip
+        (2, ["--missing-rate", "0.5", "--strategy", "one-stage", "--method", "regress"]),
+    ],
+    ids=["little missing", "an empty part", "one stage"],
+)
+def test_they_compute_what_one_process_computes(data, tmp_path, processes, settings):
+    for number, place in ((1, "alone"), (processes, "together")):
+        done = run(number, "--data", data, "--out", str(tmp_path / place), *SETTINGS, *settings)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\nrun: ") == 1, "every process prints"
+    alone, together = (steps(tmp_path / place) for place in ("alone", "together"))
+    assert [list(row) for row in alone] == [list(row) for row in together]
+    for one, other in zip(alone, together, strict=True):
+        if one["kind"] == "step":
+            numbers = [{name: value for name, value in row.items() if name != "kind"} for row in (one, other)]
+            assert numbers[0] == pytest.approx(numbers[1], rel=2e-5, abs=1e-6)
+        else:
+            assert one["realised_missing_rate"] == other["realised_missing_rate"]
+    before, after = weights(tmp_path / "alone"), weights(tmp_path / "together")
+    for name in ("recovery.hddm.a.norm.mean", "recovery.norm.a.mean"):
+        if name in before:
+            torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5)
+    # Adam divides by the gradient's size: rounding decides where a parameter with none goes. Most have some.
+    moved = torch.cat(
+        [(before[name] - after[name]).flatten().abs() for name in before if before[name].is_floating_point()]
+    )
+    assert (moved < 1e-5).float().mean() > 0.95 and moved.max() < 0.05
+
+
+def test_evaluation_and_sampling_are_shared_out(data, tmp_path):
+    out = tmp_path / "run"
+    assert run(1, "--data", data, "--out", str(out), "--missing-rate", "mixed", *SETTINGS).returncode == 0
+    found = {}
+    for processes in (1, 2):
+        done = run(processes, str(out), "--protocol", "fixed", "--samples", "2", "--json", module="evaluate")
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        place = tmp_path / f"{processes}.safetensors"
+        arguments = [data, "--model", str(out), "--available", "a", "--samples", "2", "--out", str(place)]
+        done = run(processes, *arguments, module="sample")
+        assert done.returncode == 0, done.stderr
+        found[processes] = json.loads(lines[0]), place.read_bytes()
+        assert len(lines) == 1, "every process prints"
+    assert found[1] == found[2]
+
+
+def test_what_cannot_be_shared_is_refused(data, tmp_path):
+    done = run(2, "--data", data, "--out", str(tmp_path / "run"), "--method", "smcmsa", *SETTINGS)
+    assert done.returncode != 0 and "cannot be trained by several processes, got 2" in done.stderr
+    done = run(2, "--data", data, *SETTINGS)
+    assert done.returncode != 0 and "--out: must be given for several processes" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def workers(launcher: int) -> list[int]:
+    """Processes that `launcher` has started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == launcher:
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the processes")
+def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(data, tmp_path):
+    settings = ["--data", data, "--missing-rate", "0.5", *SETTINGS, "--epochs", "6"]
+    assert run(2, *settings, "--out", str(tmp_path / "whole")).returncode == 0
+    broken = tmp_path / "broken"
+    line = command(2, *settings, "--out", str(broken), restarts=2)
+    launched = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (broken / "checkpoints" / "last").exists() or len(steps(broken)) < 4:
+            assert launched.poll() is None and time.monotonic() < deadline, launched.communicate()[1]
+            time.sleep(0.02)
+        os.kill(workers(launched.pid)[-1], signal.SIGKILL)
+        _, errors = launched.communicate(timeout=240)
+    finally:
+        launched.kill()
+    assert launched.returncode == 0, errors
+    whole, after = weights(tmp_path / "whole"), weights(broken)
+    assert all(torch.equal(whole[name], after[name]) for name in whole)
+    assert (broken / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_alone_nothing_is_divided():
+    alone, rows = Team(), np.arange(5)
+    assert alone.leads and alone.part(rows)[0] is rows and alone.shares([3, 0]) == [1.0, 1.0]
+    values = torch.ones(3)
+    assert alone.sum(values) is values and alone.tell("x") == "x" and alone.gather("x") == ["x"]
+    with joined() as found:
+        assert found is team() and found.size == 1
+    assert not restarted()
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3, 10])
+def test_every_row_has_one_process(clips):
+    parts = [Processes(rank, 3).part(np.arange(clips)) for rank in range(3)]
+    assert np.concatenate([rows for rows, counts in parts if counts]).tolist() == list(range(clips))
+    assert all(len(rows) > 0 for rows, _ in parts)
+
+
+def test_small_data_has_the_batches_that_the_settings_say():
+    assert len(small_dataset().train) == 10
