@@ -4,6 +4,7 @@ The choice is made before the call, from predicates that give a reason: no failu
 Precedence: the argument of the call, the context manager `backend`, the variable ROHYDR_FAST_BACKEND, automatic.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,21 +113,44 @@ def select(op: str, backend: str | None = "auto", **call) -> str:
     )
 
 
-def explain(op: str) -> Explanation:
+def explain(op: str, *tensors) -> Explanation:
     """What can run `op` on this machine, and why: iterate over (backend, usable, reason), or print it.
 
+    Args:
+        op: one of `OPS`.
+        tensors: of a call that is meant: their device and dtype, and whether one of them wants a gradient, count.
+
     Raises:
-        UsageError: no such operation.
+        UsageError: no such operation, or tensors on several devices.
     """
     _check_op(op)
-    rows = tuple((name, *_RECORDS[op, name].verdict()) for name in BACKENDS)
+    call = _facts(tensors)
+    rows = tuple((name, *_RECORDS[op, name].verdict(**call)) for name in BACKENDS)
     try:
         name, source = _named(None)
-        selected = select(op, None)
+        selected = select(op, None, **call)
     except RohydrError as error:
         return Explanation(op, rows, None, f"a call now raises: {error}")
     how = "automatic" if name == "auto" else f"{_SOURCES[source]} is {name!r}"
     return Explanation(op, rows, selected, f"a call now takes {selected!r} ({how})")
+
+
+def _facts(tensors: tuple) -> dict:
+    """What `select` can be told of a call with these tensors; nothing without any."""
+    if not tensors:
+        return {}
+    import torch
+
+    others = [type(value).__name__ for value in tensors if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UsageError(f"explain: must be given tensors after the operation, got {others[0]}. Leave it out.")
+    devices = sorted({value.device.type for value in tensors})
+    if len(devices) > 1:
+        raise UsageError(f"explain: tensors must lie on one device, got {' and '.join(devices)}. Move them to one.")
+    kinds = [value.dtype for value in tensors if value.is_floating_point()]
+    dtype = {"dtype": functools.reduce(torch.promote_types, kinds)} if kinds else {}
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    return {"device": devices[0], "needs_grad": wanted, **dtype}
 
 
 _SOURCES = {"argument": "backend", "context": "the backend of the context manager", "environment": VARIABLE}

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from rohydr_fast import _native
 from rohydr_fast.errors import BackendUnavailable, UsageError
@@ -191,6 +192,23 @@ def test_unknown_backend_in_the_variable_names_the_variable(monkeypatch):
 def test_empty_variable_means_automatic(monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
     assert select("reverse_loop") == BEST
+
+
+def test_an_explanation_can_be_of_given_tensors():
+    x = torch.zeros(2, 3)
+    verdicts = dict((name, usable) for name, usable, _ in explain("reverse_loop", x, torch.zeros(2, dtype=torch.bool)))
+    assert verdicts == {name: usable for name, usable, _ in explain("reverse_loop")} | {"cuda": False, "triton": False}
+    reasons = dict((name, why) for name, _, why in explain("reverse_loop", x.bfloat16()))
+    assert "these are bfloat16" in reasons["cpp"] and explain("reverse_loop", x.bfloat16()).selected == "reference"
+    wanted = explain("cross_attention", x.requires_grad_())
+    assert "no backward pass" in dict((name, why) for name, _, why in wanted)["cpp"] and wanted.selected == "reference"
+    with torch.no_grad():
+        assert explain("cross_attention", x).selected == BEST
+    assert "these are on meta" in str(explain("denoiser", torch.zeros(2, device="meta")))
+    with pytest.raises(UsageError, match="one device, got cpu and meta"):
+        explain("denoiser", x, torch.zeros(2, device="meta"))
+    with pytest.raises(UsageError, match="must be given tensors after the operation, got int"):
+        explain("denoiser", 3)
 
 
 @pytest.mark.parametrize("call", [select, explain])
