@@ -24,7 +24,7 @@ def parser() -> Parser:
         )
     result.add_argument("--seeds", type=int, nargs="+", help="several seeds, one run each, and a table over all")
     result.add_argument("--out", type=str, help="run directory (default: a new one under runs/)")
-    result.add_argument("--resume", type=str, help="go on with the run in this directory; no other setting is read")
+    result.add_argument("--resume", type=str, help="go on with the run in this directory, or auto: the newest of --out")
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
 
@@ -49,7 +49,8 @@ def _runs(options, alone: bool):
 
     out = Path(options.out) if options.out else None
     if options.resume:
-        if out or options.seeds:
+        auto = options.resume == "auto"
+        if options.seeds or (out and not auto):
             raise UsageError("--resume: must stand without --out and --seeds. The run directory holds its settings.")
         given = [f.name for f in fields(TrainConfig) if getattr(options, f.name) != f.default]
         if given:
@@ -57,7 +58,8 @@ def _runs(options, alone: bool):
                 f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "
                 "The run directory holds them."
             )
-        return Runs((experiment.resume(Path(options.resume)),))
+        path = experiment.newest_run(out or Path("runs")) if auto else Path(options.resume)
+        return Runs((experiment.resume(path, fall_back=auto),))
     if out is None and not alone:
         raise UsageError(
             "--out: must be given for several processes, so that they find the run after a restart. Add it."

@@ -116,6 +116,15 @@ def resolve_checkpoint(directory: Path) -> tuple[Path, str | None]:
     return previous, f"{directory} is absent (writing it was interrupted): using the one before, {previous}."
 
 
+def set_aside(directory: Path) -> None:
+    """Keep a damaged checkpoint as ``{directory}.damaged``, out of the way of the next one."""
+    place = directory.with_name(f"{directory.name}.damaged")
+    if place.exists():
+        shutil.rmtree(place)
+    os.rename(directory, place)
+    fsync_directory(directory.parent)
+
+
 def check_shapes(expected: Mapping, found: Mapping, what: str) -> None:
     """Compare names and shapes; both map names to shapes or tensors.
 

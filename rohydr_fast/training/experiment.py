@@ -2,7 +2,7 @@
 
 import io
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from ..data.folds import by_video
 from ..data.loading import load
 from ..data.missing import MissingSpec, rate_note
 from ..distributed import local_device, team
-from ..errors import DataError, MethodUnavailable, UsageError
+from ..errors import DataError, FileAccessError, MethodUnavailable, UsageError
 from ..evaluation.calibrate import calibrate
 from ..evaluation.metrics import majority_metrics, metrics
 from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
@@ -24,7 +24,7 @@ from ..models.recovery import METHOD_CLASSES
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
 from .progress import Progress
-from .run_directory import RunDirectory, Witness
+from .run_directory import CONFIG, RunDirectory, Witness
 from .trainer import Trainer, load_model
 
 
@@ -68,6 +68,7 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
     path = team().tell(run and run.path)
     run = run or Witness(path)
     with run.lock():
+        run.check_new()
         from ..doctor import environment
 
         run.write_config(asdict(config))
@@ -75,8 +76,11 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
         return _train(Trainer(dataset, config, spec, run))
 
 
-def resume(path: Path, dataset: Dataset | None = None) -> Result:
-    """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet; see `start`."""
+def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = False) -> Result:
+    """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet; see `start`.
+
+    With `fall_back`, a damaged checkpoint is passed over for the one before it, and a note says so.
+    """
     run = open_run(path)
     config = config_from(run.read_config(), run)
     spec = missing_spec(config)
@@ -84,8 +88,28 @@ def resume(path: Path, dataset: Dataset | None = None) -> Result:
     dataset = dataset or read_dataset(config)
     with run.lock():
         trainer = Trainer(dataset, config, spec, run)
-        trainer.restore()
-        return _train(trainer)
+        passed_over = trainer.restore(fall_back=fall_back)
+        result = _train(trainer)
+    return result if passed_over is None else replace(result, notes=(passed_over, *result.notes))
+
+
+def newest_run(folder: Path) -> Path:
+    """The run in `folder`, at any depth, whose last checkpoint is the youngest; `folder` itself may be one.
+
+    Raises:
+        FileAccessError: there is none.
+    """
+    runs = [path.parent for path in folder.rglob(CONFIG)]
+    if not runs:
+        raise FileAccessError(
+            f"{folder}: must hold a run to go on with, got none. Train first, or name one with --out."
+        )
+    return max(runs, key=_youth)
+
+
+def _youth(run: Path) -> float:
+    places = [run / CONFIG, *(run / "checkpoints" / name / "manifest.json" for name in ("last", "last.previous"))]
+    return max(place.stat().st_mtime for place in places if place.exists())
 
 
 def open_run(path: Path) -> RunDirectory:

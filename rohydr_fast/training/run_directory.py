@@ -19,6 +19,8 @@ from ..errors import DataError, FileAccessError, RunDirectoryBusy, UsageError
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
+LOCK_WAITS = (0.02, 0.08)
+"""Seconds before the lock is asked for again: who holds it needs a moment to write its number, or only looks."""
 
 
 class RunDirectory:
@@ -36,6 +38,7 @@ class RunDirectory:
 
         Raises:
             UsageError: `out` is a file, holds a run already, or holds anything else.
+            RunDirectoryBusy: another process trains in it.
             OSError: it cannot be made.
         """
         if out is None:
@@ -43,15 +46,31 @@ class RunDirectory:
         out = Path(out)
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out: must be a directory, got the file {out}. Use another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+        run = cls(out)
+        try:
+            run.check_new()
+        except UsageError:
+            if (out / LOCK).exists():
+                with run.lock():  # that somebody trains there is the better reason
+                    raise
+            raise
+        return run
+
+    def check_new(self) -> None:
+        """Nothing must be in the directory yet: to be asked again under the lock, for runs that start at once.
+
+        Raises:
+            UsageError: it holds a run, or anything else.
+        """
+        out = self.path
         if (out / CONFIG).exists():
             raise UsageError(f"--out: must be new, got {out}, which holds a run. Use --resume {out} or another --out.")
-        if out.is_dir() and any(entry.name != LOCK for entry in out.iterdir()):
+        if any(entry.name != LOCK for entry in out.iterdir()):
             raise UsageError(
                 f"--out: must be new or empty, got {out}, which holds other files and no run. "
                 "Use another --out, or --resume with the directory of a run."
             )
-        out.mkdir(parents=True, exist_ok=True)
-        return cls(out)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -83,14 +102,19 @@ class RunDirectory:
 
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                raise RunDirectoryBusy(
-                    f"{self.path}: must be free, got process {holder} training in it. "
-                    "Wait for it, stop it, or use another --out."
-                ) from None
+            for wait in (*LOCK_WAITS, None):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if wait is not None:
+                        time.sleep(wait)
+                        continue
+                    holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                    raise RunDirectoryBusy(
+                        f"{self.path}: must be free, got process {holder} training in it. "
+                        "Wait for it, stop it, or use another --out."
+                    ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             try:
@@ -248,6 +272,7 @@ class Witness(RunDirectory):
     def _nothing(self, *arguments, **options) -> None:
         """In the place of what would write."""
 
+    check_new = _nothing
     write_config = write_table = write_evaluation = write_predictions = truncate = _append = _write_json = _nothing
 
 

@@ -114,5 +114,5 @@ def train_seeds(config: TrainConfig, seeds: tuple[int, ...], out: Path | None) -
 def _start_or_resume(config: TrainConfig, place: Path | None) -> Result:
     """After a failure torchrun gives the same command again: then the run that is there goes on."""
     if restarted() and place is not None and (place / CONFIG).is_file():
-        return resume(place)
+        return resume(place, fall_back=True)
     return start(config, place)

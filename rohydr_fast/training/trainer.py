@@ -26,6 +26,7 @@ from .checkpoint import (
     resolve_checkpoint,
     restore_optimizer,
     save_checkpoint,
+    set_aside,
 )
 from .interrupt import Interrupted, StopRequest
 from .progress import Progress
@@ -237,8 +238,15 @@ class Trainer:
         both = {"optimizer": self.optimizer, "optimizer_d": self.optimizer_d}
         return {group: optimizer for group, optimizer in both.items() if optimizer is not None}
 
-    def restore(self) -> None:
+    def restore(self, *, fall_back: bool = False) -> str | None:
         """Go on from `checkpoints/last`; a run without a checkpoint starts from the beginning.
+
+        Args:
+            fall_back: where it is damaged and the checkpoint before is valid, go on from that one. The damaged one is
+                kept as ``last.damaged``.
+
+        Returns:
+            A sentence about a checkpoint that was not used.
 
         Raises:
             DataError: the checkpoint is damaged, of another data file or of another model.
@@ -248,7 +256,21 @@ class Trainer:
             resolve_checkpoint(path)
         except FileAccessError:
             self.run.truncate(0)
-            return
+            return None
+        try:
+            self._restore(path)
+        except DataError as error:
+            before = path.with_name("last.previous")
+            if not (fall_back and path.exists() and before.exists()):
+                raise
+            self._restore(before)
+            team().barrier()
+            if team().leads:
+                set_aside(path)
+            return f"{path} was not used and is kept as {path.name}.damaged: {error}"
+        return None
+
+    def _restore(self, path: Path) -> None:
         tensors, state = load_checkpoint(path)
         check_format(state, path)
         if state["data_sha256"] != self.dataset.sha256:

@@ -254,6 +254,39 @@ def test_resume_takes_no_other_setting(finished, capsys):
     assert "--epochs" in sentence(capsys.readouterr())
 
 
+def damage(checkpoint) -> None:
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_resume_auto_takes_the_newest_run_and_its_newest_valid_checkpoint(tmp_path, data_file, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data", str(data_file), *QUICK, "--epochs", "3", "--patience", "0"]
+    for seed in ("1", "2"):
+        assert train.main([*arguments, "--seed", seed, "--out", f"runs/seed{seed}"]) == 0
+    newest = tmp_path / "runs" / "seed2" / "checkpoints"
+    whole, log = (
+        (newest / "last" / "model.safetensors").read_bytes(),
+        (tmp_path / "runs/seed2/metrics.jsonl").read_bytes(),
+    )
+    damage(newest / "last")
+    capsys.readouterr()
+    assert train.main(["--resume", "runs/seed2"]) == 65  # not without being asked
+    assert f"Delete {newest.relative_to(tmp_path)}/last" in sentence(capsys.readouterr())
+    assert train.main(["--resume", "auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "last was not used and is kept as last.damaged" in printed and "The checkpoint is damaged" in printed
+    assert (newest / "last" / "model.safetensors").read_bytes() == whole and (newest / "last.damaged").is_dir()
+    assert (tmp_path / "runs/seed2/metrics.jsonl").read_bytes() == log
+    for name in ("last", "last.previous"):
+        damage(newest / name)
+    assert train.main(["--resume", "auto"]) == 65 and "The checkpoint is damaged" in sentence(capsys.readouterr())
+    assert train.main(["--resume", "auto", "--out", "runs/seed1"]) == 0
+    assert train.main(["--resume", "auto", "--out", "nowhere"]) == 74
+
+
 def test_resuming_a_finished_run_prints_its_table_again(finished, capsys):
     capsys.readouterr()
     assert train.main(["--resume", str(finished)]) == 0

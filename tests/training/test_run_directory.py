@@ -220,3 +220,36 @@ class TestLock:
             os.close(write)
             os.close(read)
             os.waitpid(child, 0)
+
+
+def test_of_several_that_start_at_once_one_trains_and_the_others_name_it(tmp_path, repo_root):
+    """Each waits for the word, so that they come to the directory together."""
+    code = (
+        "import sys; from pathlib import Path; from rohydr_fast.training.run_directory import RunDirectory\n"
+        "from rohydr_fast.errors import RunDirectoryBusy\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try:\n"
+        "    run = RunDirectory.create(Path(sys.argv[1]), 'run')\n"
+        "    with run.lock():\n"
+        "        run.check_new(); run.write_config({'a': 1})\n"
+        "        print('trains', flush=True); sys.stdin.readline()\n"
+        "except RunDirectoryBusy as error:\n"
+        "    print(error, flush=True); sys.exit(error.exit_code)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repo_root)
+    started = [subprocess.Popen(command, **pipes) for _ in range(50)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.stdout.readline() for process in started]
+    trainers = [process for process, line in zip(started, said, strict=True) if line == "trains\n"]
+    assert len(trainers) == 1
+    assert sum(f"process {trainers[0].pid} training in it" in line for line in said) == 49
+    codes = [process.wait() if process not in trainers else process.communicate("\n") for process in started]
+    assert codes.count(75) == 49 and trainers[0].returncode == 0
+    for process in started:
+        process.stdout.close()
+        process.stdin.close()
