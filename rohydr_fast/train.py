@@ -8,7 +8,7 @@ from .cli import Parser, make_parser, print_json, run
 from .config import TrainConfig
 from .errors import UsageError
 
-OTHER_OPTIONS = ("seeds", "out", "resume", "json", "config", "debug")
+OTHER_OPTIONS = ("seeds", "out", "resume", "tensorboard", "profile", "json", "config", "debug")
 
 
 def parser() -> Parser:
@@ -25,6 +25,10 @@ def parser() -> Parser:
     result.add_argument("--seeds", type=int, nargs="+", help="several seeds, one run each, and a table over all")
     result.add_argument("--out", type=str, help="run directory (default: a new one under runs/)")
     result.add_argument("--resume", type=str, help="go on with the run in this directory, or auto: the newest of --out")
+    result.add_argument("--tensorboard", action="store_true", help="write curves to tensorboard/ in the run directory")
+    result.add_argument(
+        "--profile", action="store_true", help="profile three batches into profile/ in the run directory"
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
 
@@ -46,7 +50,9 @@ def _command(options) -> None:
 def _runs(options, alone: bool):
     from .training import experiment
     from .training.several import Runs, train_seeds
+    from .training.watching import Watch
 
+    watch = Watch(options.tensorboard, options.profile)
     out = Path(options.out) if options.out else None
     if options.resume:
         auto = options.resume == "auto"
@@ -59,14 +65,14 @@ def _runs(options, alone: bool):
                 "The run directory holds them."
             )
         path = experiment.newest_run(out or Path("runs")) if auto else Path(options.resume)
-        return Runs((experiment.resume(path, fall_back=auto),))
+        return Runs((experiment.resume(path, fall_back=auto, watch=watch),))
     if out is None and not alone:
         raise UsageError(
             "--out: must be given for several processes, so that they find the run after a restart. Add it."
         )
     settings = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
     config = TrainConfig(**settings)
-    return train_seeds(config, tuple(options.seeds or [config.seed]), out)
+    return train_seeds(config, tuple(options.seeds or [config.seed]), out, watch)
 
 
 def _report(runs, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ..ops.registry import select
 from .progress import Progress
 from .run_directory import CONFIG, RunDirectory, Witness
 from .trainer import Trainer, load_model
+from .watching import NOTHING, Watch, watched
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def missing_spec(config: TrainConfig) -> MissingSpec:
     return MissingSpec.parse(config.protocol, config.missing_rate, config.available)
 
 
-def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None) -> Result:
+def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None, *, watch: Watch = NOTHING) -> Result:
     """Train with `config` in a new run directory; `dataset` is that of `config`, where it has been read already.
 
     Raises:
@@ -57,6 +59,7 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
         Interrupted: after a signal, with a checkpoint.
     """
     spec = missing_spec(config)
+    watch.check()
     _check_runtime(config)
     dataset = dataset or read_dataset(config)
     modalities = config.model_config(dataset).modalities
@@ -73,10 +76,10 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None)
 
         run.write_config(asdict(config))
         run.write_environment({**environment(), "data": {"source": dataset.source, "sha256": dataset.sha256}})
-        return _train(Trainer(dataset, config, spec, run))
+        return _train(Trainer(dataset, config, spec, run), watch)
 
 
-def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = False) -> Result:
+def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = False, watch: Watch = NOTHING) -> Result:
     """Go on with the run at `path`, from its last checkpoint, or from the start when it has none yet; see `start`.
 
     With `fall_back`, a damaged checkpoint is passed over for the one before it, and a note says so.
@@ -84,12 +87,13 @@ def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = Fals
     run = open_run(path)
     config = config_from(run.read_config(), run)
     spec = missing_spec(config)
+    watch.check()
     _check_runtime(config)
     dataset = dataset or read_dataset(config)
     with run.lock():
         trainer = Trainer(dataset, config, spec, run)
         passed_over = trainer.restore(fall_back=fall_back)
-        result = _train(trainer)
+        result = _train(trainer, watch)
     return result if passed_over is None else replace(result, notes=(passed_over, *result.notes))
 
 
@@ -191,12 +195,13 @@ def _check_runtime(config: TrainConfig) -> None:
     select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3
 
 
-def _train(trainer: Trainer) -> Result:
+def _train(trainer: Trainer, watch: Watch) -> Result:
     run, config, dataset = trainer.run, trainer.config, trainer.dataset
     started = time.perf_counter()
     with use_backend(config.backend):
         batches, stream = len(trainer.batches(1)), None if team().leads else io.StringIO()
-        with Progress(config.max_epochs(), batches, stream=stream) as progress:
+        watching = watched(run, watch) if team().leads else nullcontext()
+        with Progress(config.max_epochs(), batches, stream=stream) as progress, watching:
             trainer.fit(progress)
         team().barrier()  # the first process has written the best checkpoint
         rows, rate, valid, test, calibration = _final(trainer)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import DataError, FileAccessError, RunDirectoryBusy, UsageError
@@ -31,6 +31,7 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self.watchers: list[Callable[[Mapping], None]] = []  # called with every row of metrics.jsonl
 
     @classmethod
     def create(cls, out: Path | None, name: str) -> "RunDirectory":
@@ -192,6 +193,8 @@ class RunDirectory:
     def append(self, row: Mapping) -> None:
         """Append one row to metrics.jsonl. No times here: the same seed must give the same file."""
         self._append("metrics.jsonl", row)
+        for watcher in self.watchers:
+            watcher(row)
 
     def append_timing(self, row: Mapping) -> None:
         """Append one row to timing.jsonl."""

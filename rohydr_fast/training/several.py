@@ -13,6 +13,7 @@ from ..errors import DataError, UsageError
 from ..evaluation.tables import aggregate, aggregate_table
 from .experiment import Result, resume, start
 from .run_directory import CONFIG
+from .watching import NOTHING, Watch
 
 MMSA_METRICS = (
     *("Has0_acc_2", "Has0_F1_score", "Non0_acc_2", "Non0_F1_score", "Mult_acc_5", "Mult_acc_7", "MAE", "Corr"),
@@ -102,17 +103,17 @@ def run(
     return train_seeds(config, tuple(seeds), None if out is None else Path(out))
 
 
-def train_seeds(config: TrainConfig, seeds: tuple[int, ...], out: Path | None) -> Runs:
+def train_seeds(config: TrainConfig, seeds: tuple[int, ...], out: Path | None, watch: Watch = NOTHING) -> Runs:
     """A run of `config` for each seed, see `run`."""
     if len(set(seeds)) != len(seeds) or not seeds:
         raise UsageError(f"--seeds: must be some that differ from each other, got {list(seeds)}. Name each seed once.")
     configs = [replace(config, seed=seed) for seed in seeds]
     places = [out / f"seed{seed}" if out and len(seeds) > 1 else out for seed in seeds]
-    return Runs(tuple(_start_or_resume(one, place) for one, place in zip(configs, places, strict=True)))
+    return Runs(tuple(_start_or_resume(one, place, watch) for one, place in zip(configs, places, strict=True)))
 
 
-def _start_or_resume(config: TrainConfig, place: Path | None) -> Result:
+def _start_or_resume(config: TrainConfig, place: Path | None, watch: Watch) -> Result:
     """After a failure torchrun gives the same command again: then the run that is there goes on."""
     if restarted() and place is not None and (place / CONFIG).is_file():
-        return resume(place, fall_back=True)
-    return start(config, place)
+        return resume(place, fall_back=True, watch=watch)
+    return start(config, place, watch=watch)

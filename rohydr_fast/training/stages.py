@@ -23,6 +23,7 @@ from ..models.recovery.base import shared_tokens
 from ..models.rohydr import RoHyDR, concatenate
 from ..models.sequences import Sequence
 from ..ops.philox import derive_seed
+from .watching import span
 
 GENERATOR, ADVERSARIAL, CLASSIFIER = "generator", "adversarial", "classifier"
 
@@ -112,9 +113,11 @@ class StageRunner:
         place = f"epoch {epoch}, batch {batch_index}, {stage.name}"
         with seeded(derive_seed(seed, batch_index, team().rank)):
             self.model.train()
-            done = self._forward(stage, batch, seed)
+            with span(f"{stage.name} forward"):
+                done = self._forward(stage, batch, seed)
             try:
-                return self._optimise(stage, done, batch, seed, place)
+                with span(f"{stage.name} losses and gradients"):
+                    return self._optimise(stage, done, batch, seed, place)
             except NumericsError as error:
                 raise NumericsError(f"{error}{self._undefined_chains(done, batch, seed)}") from None
 
