@@ -17,7 +17,7 @@ from .evaluation.uncertainty import interval_of_draws
 from .modalities import MODALITIES, NAMES, parse_available
 from .models.recovery import Recovered
 from .models.rohydr import RoHyDR, pad_tokens
-from .models.sequences import Sequence
+from .models.sequences import Sequence, token_mask
 from .ops.philox import derive_seed
 
 BATCH = 64
@@ -58,26 +58,23 @@ def infer(
         seed: with the clips' ids (their rows, for features without ids) the key of all noise.
 
     Raises:
-        UsageError: features of another shape than the model's, a clip with nothing available, fewer than one sample.
+        UsageError: features of another shape than the model's, NaN in what would be read, a clip with nothing
+            available, fewer than one sample.
     """
     if samples < 1:
         raise UsageError(f"recover: samples must be 1 or more, got {samples}. Use for example samples=8.")
     if not isinstance(batch, Batch):
         batch = as_batch(batch)
-    device, training = next(model.parameters()).device, model.training
-    x, lengths = ({m: value.to(device) for m, value in part.items()} for part in _features(model, batch))
+    x, lengths = _features(model, batch)
     missing = _missing(model, batch, available)
+    _check_finite(x, lengths, missing)
+    training = model.training
     model.eval()
-    conversation = None if batch.conversation is None else batch.conversation.to(device)
-    sequences = model.extract(x, lengths, ~missing.to(device))
-    conditions = model.conditions(sequences, missing.to(device), conversation)
-    drawn, recoveries = [], []
-    for k in range(samples if model.recovery.draws and conditions else 1):
-        recovered = model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, k))
-        recoveries.append(recovered)
-        drawn.append(model.sentiment(sequences, recovered).cpu())
-    model.train(training)
-    draws = torch.stack(drawn, 1).expand(-1, samples if len(drawn) == 1 else len(drawn))
+    try:
+        drawn, recoveries = _draw(model, batch, (x, lengths), missing, samples, seed)
+    finally:
+        model.train(training)
+    draws = torch.stack(drawn, 1).expand(-1, samples)
     radius = _radius(model, missing)
     mean = draws.mean(1)
     draws_low, draws_high = (torch.from_numpy(end.astype(np.float32)) for end in interval_of_draws(draws.numpy()))
@@ -90,6 +87,22 @@ def infer(
         draws_high=draws_high,
         recovered={m: _mean([recovered[m] for recovered in recoveries]) for m in recoveries[0]},
     )
+
+
+def _draw(
+    model: RoHyDR, batch: Batch, features: tuple, missing: Tensor, samples: int, seed: int
+) -> tuple[list[Tensor], list[dict[str, Recovered]]]:
+    """The predictions (B,) and the recoveries of each draw; of one where nothing is drawn."""
+    device = next(model.parameters()).device
+    x, lengths = ({m: value.to(device) for m, value in part.items()} for part in features)
+    conversation = None if batch.conversation is None else batch.conversation.to(device)
+    sequences = model.extract(x, lengths, ~missing.to(device))
+    conditions = model.conditions(sequences, missing.to(device), conversation)
+    drawn, recoveries = [], []
+    for k in range(samples if model.recovery.draws and conditions else 1):
+        recoveries.append(model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, k)))
+        drawn.append(model.sentiment(sequences, recoveries[-1]).cpu())
+    return drawn, recoveries
 
 
 def infer_split(
@@ -213,6 +226,18 @@ def _missing(model: RoHyDR, batch: Batch, available) -> Tensor:
             "Leave it out, or name another set."
         )
     return ~here
+
+
+def _check_finite(x: dict[str, Tensor], lengths: dict[str, Tensor], missing: Tensor) -> None:
+    """What will be read must be finite: of a sensor that gives NaN, the clip is better off without."""
+    for m, value in x.items():
+        real = token_mask(lengths[m], value.shape[1]) & ~missing[:, MODALITIES.index(m), None]
+        wrong = (~value.isfinite().all(-1) & real).any(1).nonzero()[:, 0]
+        if len(wrong):
+            raise UsageError(
+                f"recover: {NAMES[m]} must be finite where it is available, got NaN or infinity in clip "
+                f"{int(wrong[0])} of the batch. Correct it, or leave this modality out of `available` for that clip."
+            )
 
 
 def _radius(model: RoHyDR, missing: Tensor) -> Tensor | None:

@@ -127,6 +127,7 @@ def test_a_split_is_its_clips_in_their_order(method):
         ({"audio": torch.ones(2, 4, 3), "text": torch.ones(3, 4, 6)}, "with one B"),
         ({"audio": torch.ones(2, 4, 5)}, "audio must have 3 channels"),
         ({"audio": torch.ones(0, 4, 3)}, "must have a clip"),
+        ({"audio": torch.full((1, 4, 3), torch.inf)}, "audio must be finite where it is available.*clip 0"),
         ({"audio": torch.stack([torch.ones(4, 3), torch.zeros(4, 3)])}, "got none for clip 1"),
     ],
 )
