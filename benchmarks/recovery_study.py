@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--samples", nargs="+", type=int, default=[1])
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
-    parser.add_argument("--against", default="method=zero")
+    parser.add_argument("--against", default="method=zero", help="a variant too; give it after the others")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
