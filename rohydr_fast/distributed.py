@@ -132,7 +132,11 @@ def team() -> Team:
 
 def restarted() -> bool:
     """Whether torchrun has started these processes again after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def local_device(device: str) -> str:
@@ -155,12 +159,17 @@ def joined() -> Iterator[Team]:
     import torch.distributed
 
     try:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, size = next(torch.distributed.rendezvous("env://"))
+        # torchrun may keep its store over a restart: names of its own keep a process from the addresses of dead ones.
+        store = torch.distributed.PrefixStore(f"rohydr_fast/{_restarts()}", store)
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank, world_size=size
+        )
     except (ValueError, RuntimeError) as error:
         raise UsageError(
             f"torchrun: WORLD_SIZE is {size}, and the other processes cannot be joined ({error}). Start it by torchrun."
         ) from None
-    _team = Processes(torch.distributed.get_rank(), size)
+    _team = Processes(rank, size)
     try:
         yield _team
     finally:
