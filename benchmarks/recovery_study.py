@@ -19,18 +19,19 @@ from pathlib import Path
 
 from rohydr_fast.config import TrainConfig
 from rohydr_fast.data.dataset import Dataset
+from rohydr_fast.data.missing_spec import MissingSpec
 from rohydr_fast.errors import RohydrError, UsageError
 from rohydr_fast.evaluation.protocols import protocol_rows
 from rohydr_fast.evaluation.runs import Evaluation
 from rohydr_fast.evaluation.tables import markdown
 from rohydr_fast.models.recovery import METHOD_CLASSES
+from rohydr_fast.reporting.collect import Row, read_run
 from rohydr_fast.reporting.comparisons import interval
-from rohydr_fast.reporting.predictions import ClipPredictions, Reader
+from rohydr_fast.reporting.predictions import Reader
 from rohydr_fast.reporting.statistics import Comparison, compare
 from rohydr_fast.sweeping.execution import FAILED, Outcome, execute
 from rohydr_fast.sweeping.plan import Job
 from rohydr_fast.training.experiment import read_dataset
-from rohydr_fast.training.run_directory import file_name
 
 DEFAULT = "default"
 
@@ -72,31 +73,20 @@ def asked(variant: Variant, rate: float, split: str) -> Evaluation:
     return Evaluation("exact", missing_rate=f"{rate:g}", samples=variant.samples, split=split)
 
 
-def read(
-    variant: Variant, seed: int, rate: float, split: str, out: Path, reader: Reader
-) -> tuple[ClipPredictions, dict]:
-    """Predictions and metrics of one run at one rate."""
-    question, place = asked(variant, rate, split), out / f"{variant.text}-seed{seed}"
-    ((name, row),) = json.loads((place / "evaluations" / f"{question.name}.json").read_text())["rows"].items()
-    stem = file_name(f"{question.protocol}-{name}{question.suffix}")
-    return reader.read(place / "predictions" / f"{file_name(split)}-{stem}.npz"), row
-
-
 @dataclass(frozen=True)
 class Found:
-    """What the runs of one variant say: by seed, one entry for each rate."""
+    """What the runs of one variant say: by seed, one row for each rate."""
 
-    predictions: dict[int, list[ClipPredictions]]
-    rows: dict[int, list[dict]]
+    rows: dict[int, list[Row]]
     samples_per_second: float
 
     def mean(self, name: str, rate: int | None = None) -> float:
         """A metric, over seeds and rates, or at one of the rates."""
-        return statistics.mean(row[name] for rows in self.rows.values() for row in _at(rows, rate))
+        return statistics.mean(row.metrics[name] for rows in self.rows.values() for row in _at(rows, rate))
 
     def recovery(self, name: str) -> float | None:
         """The quality of recovery over modalities, seeds and rates."""
-        qualities = [q[name] for rows in self.rows.values() for row in rows for q in row["recovery"].values()]
+        qualities = [q[name] for rows in self.rows.values() for row in rows for q in row.recovery.values()]
         return statistics.mean(qualities) if qualities else None
 
 
@@ -106,30 +96,32 @@ def _at(values: list, rate: int | None) -> list:
 
 def gather(variant: Variant, seeds: list[int], rates: list[float], split: str, out: Path, reader: Reader) -> Found:
     """Everything that a variant's finished runs hold."""
-    both = {seed: [read(variant, seed, rate, split, out, reader) for rate in rates] for seed in seeds}
-    speeds = []
+    names = [MissingSpec("exact", rate=rate).name for rate in rates]
+    rows, speeds = {}, []
     for seed in seeds:
-        lines = (out / f"{variant.text}-seed{seed}" / "timing.jsonl").read_text().splitlines()
-        speeds.append(json.loads(lines[-1])["train_samples_per_s"])
-    return Found(
-        {seed: [predictions for predictions, _ in pairs] for seed, pairs in both.items()},
-        {seed: [row for _, row in pairs] for seed, pairs in both.items()},
-        statistics.median(speeds),
-    )
+        place = out / f"{variant.text}-seed{seed}"
+        run, _ = read_run(place, split, reader)
+        found = {row.name: row for e in run.evaluations if e.samples == variant.samples for row in e.rows}
+        rows[seed] = [found[name] for name in names]
+        speeds.append(json.loads((place / "timing.jsonl").read_text().splitlines()[-1])["train_samples_per_s"])
+    return Found(rows, statistics.median(speeds))
 
 
 def difference(first: Found, second: Found, rate: int | None = None) -> Comparison:
     """First minus second, over all rates or at one."""
-    sides = ({seed: _at(values, rate) for seed, values in found.predictions.items()} for found in (first, second))
+    sides = (
+        {seed: [row.predictions for row in _at(rows, rate)] for seed, rows in found.rows.items()}
+        for found in (first, second)
+    )
     return compare(*sides)
 
 
 def best(found: Found, dataset: Dataset, split: str, rate: int | None = None) -> dict[str, float]:
     """What the generating model allows under the masks of these runs: MAE and ACC2, over seeds and rates."""
     scores = [
-        dataset.known_best.metrics_for(split, predictions.missing)
-        for several in found.predictions.values()
-        for predictions in _at(several, rate)
+        dataset.known_best.metrics_for(split, row.predictions.missing)
+        for rows in found.rows.values()
+        for row in _at(rows, rate)
     ]
     return {name: statistics.mean(score[name] for score in scores) for name in ("MAE", "Non0_acc_2")}
 
@@ -191,8 +183,9 @@ def _interval(comparison: Comparison | None, metric: str) -> str:
 
 def run(options: argparse.Namespace) -> str:
     """Train what is missing, evaluate, and make both tables."""
-    base = replace(TrainConfig(data=options.data, preset=options.preset, missing_rate="mixed", patience=0),
-                   epochs=options.epochs)  # fmt: skip
+    base = TrainConfig(
+        data=options.data, preset=options.preset, missing_rate="mixed", patience=0, epochs=options.epochs
+    )
     variants = []
     for text in dict.fromkeys([*options.variants, options.against]):
         config = parse(text, base)

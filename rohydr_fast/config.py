@@ -38,7 +38,8 @@ FILE_LIMITS = {
     **dict.fromkeys(("blocks", "ur_blocks", "fusion_layers"), 1000),
     **dict.fromkeys(("channels", "width", "ur_hidden", "d_hidden"), 2**16),
     **dict.fromkeys(("train_steps", "draws"), 10**6),
-    **{"mlp_ratio": 64, "train_clips": 10**9},
+    "mlp_ratio": 64,
+    "train_clips": 10**9,
 }
 """The largest model that a file may describe: its settings are read before its tensors are seen."""
 OUTPUTS = (1, 3, 5, 7)  # 1 is regression, the others are classes around 0

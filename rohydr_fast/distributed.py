@@ -125,6 +125,11 @@ class Processes(Team):
 _team = Team()
 
 
+def part(mean: "torch.Tensor", share: float) -> "torch.Tensor":
+    """This process's part of a mean over the batch, from the mean over its own and its share of what is counted."""
+    return mean if share == 1 else share * mean
+
+
 def team() -> Team:
     """The processes that this one works with."""
     return _team

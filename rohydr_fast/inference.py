@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from .data.dataset import Batch, Dataset, Split, collate
 from .data.lengths import spans
 from .distributed import team
 from .errors import UsageError
-from .evaluation.predict import EVALUATION, batches
+from .evaluation.predict import batches, draw, inputs
 from .evaluation.uncertainty import interval_of_draws
 from .modalities import MODALITIES, NAMES, parse_available
 from .models.recovery import Recovered
 from .models.rohydr import RoHyDR, pad_tokens
 from .models.sequences import Sequence, token_mask
-from .ops.philox import derive_seed
 
 BATCH = 64
 """Clips that `infer_split` takes at a time."""
@@ -65,16 +64,17 @@ def infer(
         raise UsageError(f"recover: samples must be 1 or more, got {samples}. Use for example samples=8.")
     if not isinstance(batch, Batch):
         batch = as_batch(batch)
-    x, lengths = _features(model, batch)
+    batch = _of_model(model, batch)
     missing = _missing(model, batch, available)
-    _check_finite(x, lengths, missing)
+    _check_finite(batch, missing)
+    given = inputs(batch, missing, next(model.parameters()).device)
     training = model.training
     model.eval()
     try:
-        drawn, recoveries = _draw(model, batch, (x, lengths), missing, samples, seed)
+        results = list(draw(model, given, seed=seed, samples=samples))
     finally:
         model.train(training)
-    draws = torch.stack(drawn, 1).expand(-1, samples)
+    draws = torch.stack([prediction.cpu() for _, prediction in results], 1).expand(-1, samples)
     radius = _radius(model, missing)
     mean = draws.mean(1)
     draws_low, draws_high = (torch.from_numpy(end.astype(np.float32)) for end in interval_of_draws(draws.numpy()))
@@ -85,24 +85,8 @@ def infer(
         draws=draws,
         draws_low=draws_low,
         draws_high=draws_high,
-        recovered={m: _mean([recovered[m] for recovered in recoveries]) for m in recoveries[0]},
+        recovered={m: _mean([recovered[m] for recovered, _ in results]) for m in results[0][0]},
     )
-
-
-def _draw(
-    model: RoHyDR, batch: Batch, features: tuple, missing: Tensor, samples: int, seed: int
-) -> tuple[list[Tensor], list[dict[str, Recovered]]]:
-    """The predictions (B,) and the recoveries of each draw; of one where nothing is drawn."""
-    device = next(model.parameters()).device
-    x, lengths = ({m: value.to(device) for m, value in part.items()} for part in features)
-    conversation = None if batch.conversation is None else batch.conversation.to(device)
-    sequences = model.extract(x, lengths, ~missing.to(device))
-    conditions = model.conditions(sequences, missing.to(device), conversation)
-    drawn, recoveries = [], []
-    for k in range(samples if model.recovery.draws and conditions else 1):
-        recoveries.append(model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, k)))
-        drawn.append(model.sentiment(sequences, recoveries[-1]).cpu())
-    return drawn, recoveries
 
 
 def infer_split(
@@ -115,7 +99,7 @@ def infer_split(
         recovered modality m: rows_m (R,) clips of the split, lengths_m (R,), recovered_m (R, T, C).
     """
     parts: dict[str, list[Tensor]] = {}
-    own = [_infer_rows(model, dataset, split, rows, available, samples, seed) for rows in _own_batches(model, split)]
+    own = [_infer_rows(model, dataset, split, rows, available, samples, seed) for rows in batches(model, split, BATCH)]
     for values in itertools.chain.from_iterable(team().gather(own) or ()):
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
@@ -128,11 +112,6 @@ def infer_split(
     }
     of_split = torch.argsort(joined.pop("index"))
     return {name: value[orders.get(name.rpartition("_")[2], of_split)] for name, value in joined.items()}
-
-
-def _own_batches(model: RoHyDR, split: Split) -> list[np.ndarray]:
-    """The batches that this process takes."""
-    return batches(model, split, BATCH)[team().rank :: team().size]
 
 
 def _infer_rows(model, dataset: Dataset, split: Split, rows, available, samples: int, seed: int) -> dict[str, Tensor]:
@@ -161,23 +140,25 @@ def as_batch(features: Mapping) -> Batch:
         UsageError: no features, unknown names, or shapes that do not fit each other.
     """
     letters = {name: m for m, name in NAMES.items()}
-    found = {letters.get(name, name): torch.as_tensor(np.asarray(value)) for name, value in features.items()}
+    found = {letters.get(name, name): _as_tensor(name, value) for name, value in features.items()}
     wrong = [m for m in found if m not in MODALITIES]
     if wrong or not found:
         raise UsageError(
             f"recover: features must be of {', '.join(NAMES.values())}, got {wrong or 'none'}. Name them so."
         )
-    if len({len(value) for value in found.values() if value.dim() == 3}) != 1 or any(
-        v.dim() != 3 for v in found.values()
+    if len({value.shape[:1] for value in found.values()}) != 1 or any(
+        value.dim() != 3 or value.shape[1] == 0 for value in found.values()
     ):
         shapes = {NAMES[m]: tuple(value.shape) for m, value in found.items()}
-        raise UsageError(f"recover: features must be (B, T, D) with one B, got {shapes}. Add the dimension that lacks.")
+        raise UsageError(
+            f"recover: features must be (B, T, D) with one B and T of 1 or more, got {shapes}. Shape them so."
+        )
     x, lengths = {}, {}
     for m, value in found.items():
         starts, given = spans((value != 0).any(-1).numpy())
         rows = np.minimum(starts[:, None] + np.arange(max(1, int(given.max(initial=0)))), value.shape[1] - 1)
         real = torch.from_numpy(np.arange(rows.shape[1]) < given[:, None])
-        taken = value.float().gather(1, torch.from_numpy(rows)[..., None].expand(-1, -1, value.shape[2]))
+        taken = value.gather(1, torch.from_numpy(rows)[..., None].expand(-1, -1, value.shape[2]))
         x[m], lengths[m] = torch.where(real[..., None], taken, 0), torch.from_numpy(given)
     clips = len(next(iter(found.values())))
     present = torch.stack(
@@ -187,8 +168,19 @@ def as_batch(features: Mapping) -> Batch:
     return Batch(x, lengths, label=torch.full((clips,), torch.nan), sample_id=rows, index=rows, present=present)
 
 
-def _features(model: RoHyDR, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features and lengths of the model's modalities; one that the batch lacks altogether has the length 0."""
+def _as_tensor(name: str, value) -> Tensor:
+    """float32 on the CPU, of a tensor, an array or nested lists."""
+    try:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, np.float32))
+        return tensor.to("cpu", torch.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"recover: {name} must be an array of numbers, got {error}. Pad its clips to one length."
+        ) from None
+
+
+def _of_model(model: RoHyDR, batch: Batch) -> Batch:
+    """The batch with the model's modalities; one that it lacks altogether has the length 0."""
     clips = len(batch.sample_id)
     if clips == 0:
         raise UsageError("recover: the batch must have a clip, got none. Give it one.")
@@ -202,7 +194,7 @@ def _features(model: RoHyDR, batch: Batch) -> tuple[dict[str, Tensor], dict[str,
                 f"recover: {NAMES[m]} must have {size} channels, as in training, got {x[m].shape[-1]}. "
                 "Use features of the same extractor."
             )
-    return x, lengths
+    return replace(batch, x=x, lengths=lengths)
 
 
 def _missing(model: RoHyDR, batch: Batch, available) -> Tensor:
@@ -228,10 +220,10 @@ def _missing(model: RoHyDR, batch: Batch, available) -> Tensor:
     return ~here
 
 
-def _check_finite(x: dict[str, Tensor], lengths: dict[str, Tensor], missing: Tensor) -> None:
+def _check_finite(batch: Batch, missing: Tensor) -> None:
     """What will be read must be finite: of a sensor that gives NaN, the clip is better off without."""
-    for m, value in x.items():
-        real = token_mask(lengths[m], value.shape[1]) & ~missing[:, MODALITIES.index(m), None]
+    for m, value in batch.x.items():
+        real = token_mask(batch.lengths[m], value.shape[1]) & ~missing[:, MODALITIES.index(m), None]
         wrong = (~value.isfinite().all(-1) & real).any(1).nonzero()[:, 0]
         if len(wrong):
             raise UsageError(

@@ -1,22 +1,20 @@
 """Trained models for use elsewhere: a directory with config.json, model.safetensors and a model card.
 
-Both files are data: nothing in them is executed. config.json names the SHA-256 of the weights.
+Both files are data: nothing in them is executed. config.json names the SHA-256 of the weights and of itself.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from . import __version__
 from .config import METHOD_TITLES
 from .data.loading import is_synthetic
 from .errors import DataError, FileAccessError, UsageError
 from .models.rohydr import RoHyDR
-from .training.checkpoint import MANIFEST
+from .training.checkpoint import MANIFEST, describe, parse_tensors
 from .training.experiment import config_from
 from .training.run_directory import CONFIG as RUN_CONFIG
 from .training.run_directory import RunDirectory, read_document, strict_json, write_atomic
@@ -24,8 +22,6 @@ from .training.trainer import load_model, model_of, tensors_of
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
-CONFIG_LIMIT = 1 << 20
-"""Bytes of config.json that are read."""
 
 METRICS = {
     "Non0_acc_2": "ACC2 (Non0)",
@@ -85,12 +81,12 @@ def save(model: RoHyDR, directory: str | os.PathLike) -> None:
         "model": model.config.to_dict(),
         "calibration": model.calibration,
         "origin": model.origin,
-        "weights": {"sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)},
+        "weights": describe(weights),
     }
-    config = strict_json(document, "save_pretrained", indent=1) + "\n"
+    strict_json(document, CONFIG)  # refuses what JSON cannot hold
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / WEIGHTS, weights)
-    write_atomic(directory / CONFIG, config.encode())
+    write_atomic(directory / CONFIG, _text(document).encode())
     write_atomic(directory / CARD, card(model).encode())
 
 
@@ -140,9 +136,11 @@ def _of_run(run: RunDirectory) -> RoHyDR:
     model, state = load_model(run.checkpoint("best"))
     config = config_from(run.read_config(), run)
     if (run.path / "metrics.json").exists():  # written last: else the run was broken off
-        result, calibration = run.path / "metrics.json", run.path / "calibration.json"
-        model.calibration = _calibration(read_document(calibration), calibration)
-        result = read_document(result)
+        calibration = run.path / "calibration.json"
+        result, model.calibration = (
+            read_document(run.path / "metrics.json"),
+            _calibration(read_document(calibration), calibration),
+        )
         model.origin = {
             "data": {
                 "name": config.data if is_synthetic(config.data) else Path(config.data).name,
@@ -161,40 +159,52 @@ def _of_directory(path: Path) -> RoHyDR:
             raise DataError(
                 f"{path}: must hold a trained model, got no {name}. Name a run, or what save_pretrained wrote."
             )
-    try:
-        with open(path / CONFIG, "rb") as file:
-            document = json.loads(file.read(CONFIG_LIMIT))
-        version, weights = document["format"], document["weights"]
-        digest, size = weights["sha256"], weights["size"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    document = read_document(path / CONFIG)
+    if document.get("format") != FORMAT:
         raise DataError(
-            f"{path / CONFIG}: must be as save_pretrained wrote it, got something else. Get it again."
-        ) from None
-    if version != FORMAT:
-        raise DataError(
-            f"{path / CONFIG}: must have the format {FORMAT}, got {version!r}. Save the model with this version."
+            f"{path / CONFIG}: must have the format {FORMAT}, got {document.get('format')!r}. "
+            "Save the model with this version."
         )
-    found = (path / WEIGHTS).stat().st_size
-    content = (path / WEIGHTS).read_bytes() if found == size else b""
-    if found != size or hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(
-            f"{path / WEIGHTS}: must be the weights that {CONFIG} names, got others ({found} bytes). Get both again."
-        )
+    known = document.pop("sha256", None)
+    if known != _digest(document) or (path / CONFIG).read_text("utf-8") != _text(document):
+        raise DataError(f"{path / CONFIG}: must be as save_pretrained wrote it, got a change. Get it again.")
     try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DataError(f"{path / WEIGHTS}: must hold safetensors ({error}). Get it again.") from None
-    model = model_of(document.get("model"), tensors, path)
-    model.calibration = _calibration(document.get("calibration"), path / CONFIG)
-    origin = document.get("origin")
-    model.origin = origin if isinstance(origin, dict) else {}
+        return _described(document, path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path / CONFIG}: its entries must be those that save_pretrained writes ({error}).") from None
+
+
+def _described(document: dict, path: Path) -> RoHyDR:
+    """The model that config.json describes."""
+    weights = document["weights"]
+    size = (path / WEIGHTS).stat().st_size
+    content = (path / WEIGHTS).read_bytes() if size == weights["size"] else b""
+    if describe(content) != weights:
+        raise DataError(
+            f"{path / WEIGHTS}: must be the weights that {CONFIG} names, got others ({size} bytes). Get both again."
+        )
+    model = model_of(document["model"], parse_tensors(content, path / WEIGHTS), path)
+    model.calibration, model.origin = _calibration(document["calibration"], path / CONFIG), document["origin"]
+    if not isinstance(model.origin, dict):
+        raise TypeError(f"origin is {model.origin!r}")
+    card(model)  # an origin that no card can be made of is none
     return model
 
 
-def _calibration(document, path: Path) -> dict[str, float]:
-    if not isinstance(document, dict) or not all(isinstance(v, float) and v >= 0 for v in document.values()):
+def _calibration(values: dict, path: Path) -> dict[str, float]:
+    if not all(isinstance(value, float) and value >= 0 for value in values.values()):
         raise DataError(f"{path}: its calibration must be a width for each set of modalities. Restore the file.")
-    return document
+    return values
+
+
+def _text(document: dict) -> str:
+    """config.json, the one way to write it: a changed digit that means the same number is a change as well."""
+    return json.dumps({**document, "sha256": _digest(document)}, indent=1) + "\n"
+
+
+def _digest(document: dict) -> str:
+    """Of everything in config.json but this."""
+    return describe(json.dumps(document, indent=1).encode())["sha256"]
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

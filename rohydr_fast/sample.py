@@ -43,18 +43,19 @@ def _command(options) -> None:
     if options.split not in ("train", "valid", "test"):
         raise UsageError(f"--split: must be train, valid or test, got {options.split!r}. Choose one of them.")
     from .data.loading import load as load_data
-    from .distributed import joined
+    from .distributed import joined, local_device
     from .inference import infer_split
     from .ops.registry import backend, select
     from .pretrained import load as load_model
     from .training.experiment import device_type
     from .training.run_directory import write_atomic
 
-    select("reverse_loop", options.backend, device=device_type(options.device))
-    model = load_model(options.model, device=options.device)
-    dataset = load_data(options.file, nonfinite=options.nonfinite)
-    split = getattr(dataset, options.split)
     with joined() as team, backend(options.backend):
+        device = local_device(options.device)
+        select("reverse_loop", options.backend, device=device_type(device))
+        model = load_model(options.model, device=device)
+        dataset = load_data(options.file, nonfinite=options.nonfinite)
+        split = getattr(dataset, options.split)
         tensors = infer_split(model, dataset, split, options.available, samples=options.samples, seed=options.seed)
     if not team.leads:
         return

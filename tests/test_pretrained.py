@@ -73,49 +73,47 @@ def test_a_file_or_a_run_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def edit(path, **changes) -> None:
-    document = json.loads((path / "config.json").read_text())
-    document.update(changes)
-    (path / "config.json").write_text(json.dumps(document))
+def test_every_flipped_bit_is_noticed(saved):
+    for name in ("config.json", "model.safetensors"):
+        content = (saved / name).read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 400)):
+            (saved / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(DataError):
+                RoHyDR.from_pretrained(saved)
+        (saved / name).write_bytes(content[:-2])
+        with pytest.raises(DataError):
+            RoHyDR.from_pretrained(saved)
+        (saved / name).write_bytes(content)
+    assert isinstance(RoHyDR.from_pretrained(saved), RoHyDR)
 
 
-def test_every_damage_is_named(saved):
-    weights, config = (saved / "model.safetensors").read_bytes(), (saved / "config.json").read_text()
-    settings = json.loads(config)["model"]
+def test_a_consistent_description_does_not_make_a_wrong_model_right(saved):
+    """Somebody who writes a file also writes its checksum."""
+    original = json.loads((saved / "config.json").read_text())
+    original.pop("sha256")
+    settings = original["model"]
 
-    def refused(words: str) -> None:
+    def refused(words: str, **changes) -> None:
+        document = {**original, **changes}
+        (saved / "config.json").write_text(pretrained._text(document))
         with pytest.raises(DataError, match=words):
             RoHyDR.from_pretrained(saved)
-        (saved / "model.safetensors").write_bytes(weights)
-        (saved / "config.json").write_text(config)
 
-    for place in (0, 8, len(weights) // 2, len(weights) - 1):
-        (saved / "model.safetensors").write_bytes(weights[:place] + bytes([weights[place] ^ 1]) + weights[place + 1 :])
-        refused("must be the weights that config.json names")
-    (saved / "model.safetensors").write_bytes(weights[:-1])
-    refused("must be the weights that config.json names")
-    for text in ("", "[]", "{}", "{", '{"format": 1}', "[" * 100_000):
-        (saved / "config.json").write_text(text)
-        refused("must be as save_pretrained wrote it")
-    edit(saved, format=2)
-    refused("must have the format 1")
-    edit(saved, calibration={"a": -1.0})
-    refused("calibration")
-    edit(saved, model={**settings, "width": 64})
-    refused("must have the shape")
-    edit(saved, model={**settings, "blocks": 10**9})
-    refused("blocks must be from 0 to 1000")
-    edit(saved, model={**settings, "width": 2**16, "blocks": 1000})  # no memory is asked for before the shapes are seen
-    refused("must have the shape")
-    for name in ("width", "channels", "train_steps", "mlp_ratio"):
-        edit(saved, model={**settings, name: 10**12})
-        refused(f"{name} must be from 0 to")
-    edit(saved, model={**settings, "method": "magic"})
-    refused("must be one of rohydr")
-    assert RoHyDR.from_pretrained(saved).config.width == 32
+    refused("must have the format 1", format=2)
+    for entry in ("model", "calibration", "origin", "weights"):
+        for wrong in (None, [], "x", 3):
+            refused(".", **{entry: wrong})
+    refused("must be the weights that config.json names", weights={"size": 3, "sha256": "0" * 64})
+    refused("must be a width for each set", calibration={"a": -1.0})
+    refused("must be a width for each set", calibration={"a": float("nan")})
+    refused("must be those that save_pretrained writes", origin={"data": {}})
+    refused("must have the shape", model={**settings, "width": 64})
+    refused("must have the shape", model={**settings, "width": 2**16, "blocks": 1000})  # no memory is taken before
+    for name in ("width", "channels", "train_steps", "mlp_ratio", "blocks"):
+        refused(f"{name} must be from 0 to", model={**settings, name: 10**12})
+    refused("must be one of rohydr", model={**settings, "method": "magic"})
     (saved / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="got no model.safetensors"):
-        RoHyDR.from_pretrained(saved)
+    refused("got no model.safetensors")
 
 
 def test_a_directory_of_something_else_is_named(tmp_path):

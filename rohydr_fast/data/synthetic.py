@@ -116,7 +116,7 @@ def clips_of(source: str) -> tuple[int, int, int]:
     parts = numbers.split("/")
     if word == "synthetic" and not colon:
         return EMBEDDED.clips
-    if word != "synthetic" or len(parts) != 3 or not all(part.isdecimal() for part in parts):
+    if word != "synthetic" or len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise UsageError(
             f"data: must be synthetic or synthetic:TRAIN/VALID/TEST, got {source!r}. "
             "Write for example synthetic:1284/229/4000."

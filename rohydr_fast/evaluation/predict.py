@@ -1,5 +1,6 @@
 """Predictions of a model for a whole split under a missing pattern."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..data.conversations import conversation_batches
 from ..data.dataset import Batch, Dataset, Split, collate
 from ..data.missing import MissingSpec, missing_table, realised_rate
 from ..distributed import team
+from ..models.recovery import Recovered
 from ..models.rohydr import RoHyDR
 from ..ops.philox import derive_seed
 
@@ -66,24 +68,39 @@ def evaluate_split(
     return predict(model, dataset, split, missing, seed=seed, samples=samples)
 
 
-def inputs(batch: Batch, missing: np.ndarray, device: torch.device | str) -> dict:
-    """The arguments of `RoHyDR.forward` for a batch but its seed; `missing` (N, 3) is of the whole split."""
-    rows = torch.from_numpy(np.ascontiguousarray(missing))[batch.index]
+def inputs(batch: Batch, missing: torch.Tensor, device: torch.device | str) -> dict:
+    """The arguments of `RoHyDR.forward` for a batch but its seed; `missing` is (B, 3) bool."""
     return {
         "x": {m: x.to(device) for m, x in batch.x.items()},
         "lengths": {m: lengths.to(device) for m, lengths in batch.lengths.items()},
-        "missing": rows.to(device),
+        "missing": missing.to(device),
         "sample_ids": batch.sample_id,
         "conversation": None if batch.conversation is None else batch.conversation.to(device),
     }
 
 
 def batches(model: RoHyDR, split: Split, size: int) -> list[np.ndarray]:
-    """The rows of `split` in batches: of `size`, or of whole conversations where the method reads neighbours."""
+    """This process's part of the batches of `split`: of `size`, or of whole conversations for who reads neighbours."""
     order = np.arange(len(split))
     if model.recovery.needs_conversations:
-        return conversation_batches(split.conversation, order, size)
-    return [order[start : start + size] for start in range(0, len(split), size)]
+        whole = conversation_batches(split.conversation, order, size)
+    else:
+        whole = [order[start : start + size] for start in range(0, len(split), size)]
+    return whole[team().rank :: team().size]
+
+
+def draw(model: RoHyDR, given: dict, *, seed: int, samples: int) -> Iterator[tuple[dict[str, Recovered], torch.Tensor]]:
+    """What was recovered and the predictions (B,), for each of `samples` draws, or once where nothing is drawn.
+
+    Args:
+        model: in evaluation mode.
+        given: see `inputs`.
+    """
+    sequences = model.extract(given["x"], given["lengths"], ~given["missing"])
+    conditions = model.conditions(sequences, given["missing"], given["conversation"])
+    for k in range(samples if model.recovery.draws and conditions else 1):
+        recovered = model.recovered(conditions, given["sample_ids"], seed=derive_seed(seed, EVALUATION, k))
+        yield recovered, model.sentiment(sequences, recovered)
 
 
 @torch.no_grad()
@@ -105,23 +122,13 @@ def predict(
     training = model.training
     model.eval()
     draws = np.zeros((len(split), samples), np.float64)
-    for rows in batches(model, split, batch_size)[team().rank :: team().size]:
-        given = inputs(collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed), missing, device)
-        sequences = model.extract(given["x"], given["lengths"], ~given["missing"])
-        conditions = model.conditions(sequences, given["missing"], given["conversation"])
-        for k in range(samples):
-            recovered = model.recovered(conditions, given["sample_ids"], seed=derive_seed(seed, EVALUATION, k))
-            draws[rows, k] = model.sentiment(sequences, recovered).cpu().numpy()
-            if not (model.recovery.draws and missing_something(missing[rows], model)):
-                draws[rows] = draws[rows, :1]
-                break
+    for rows in batches(model, split, batch_size):
+        batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
+        given = inputs(batch, torch.from_numpy(missing[rows]), device)
+        drawn = [prediction.cpu().numpy() for _, prediction in draw(model, given, seed=seed, samples=samples)]
+        draws[rows] = np.stack(drawn, 1)  # one draw stands for all
     model.train(training)
     draws = team().sum(torch.from_numpy(draws)).numpy()  # every process has predicted its batches
     rate = realised_rate(missing, split.present(), model.config.modalities)
     mean, deviation = draws.mean(1).astype(np.float32), draws.std(1).astype(np.float32)
     return Predictions(mean, deviation, missing, rate, draws.astype(np.float32))
-
-
-def missing_something(missing: np.ndarray, model: RoHyDR) -> bool:
-    """Whether any of the model's modalities is missing anywhere: without that there is nothing to draw."""
-    return any(column.any() for column in model.columns(missing).values())

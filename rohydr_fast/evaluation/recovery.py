@@ -36,9 +36,9 @@ def recovery_quality(
     sums = {m: np.zeros(4) for m in model.config.modalities}
     device = next(model.parameters()).device
     means = means or channel_means(model, dataset, split, batch_size)
-    for rows in batches(model, split, batch_size)[team().rank :: team().size]:
+    for rows in batches(model, split, batch_size):
         batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
-        given = inputs(batch, missing, device)
+        given = inputs(batch, torch.from_numpy(missing[rows]), device)
         sequences = model.extract(given["x"], given["lengths"], batch.present.to(device))
         conditions = model.conditions(sequences, given["missing"], given["conversation"])
         recovered = model.recovered(conditions, batch.sample_id, seed=derive_seed(seed, EVALUATION, 0))
@@ -64,15 +64,15 @@ def channel_means(model: RoHyDR, dataset: Dataset, split: Split, batch_size: int
     device, training = next(model.parameters()).device, model.training
     model.eval()
     totals = {m: torch.zeros(model.config.channels, dtype=torch.float64) for m in model.config.modalities}
-    counts = dict.fromkeys(model.config.modalities, 0)
-    for start in range(0, len(split), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(split)))
+    counts = torch.zeros(len(totals), dtype=torch.float64)
+    for rows in batches(model, split, batch_size):
         batch = collate(split, rows, model.config.modalities, dataset.nonfinite_zeroed)
         x = {m: value.to(device) for m, value in batch.x.items()}
         lengths = {m: value.to(device) for m, value in batch.lengths.items()}
-        for m, sequence in model.extract(x, lengths, batch.present.to(device)).items():
+        for place, (m, sequence) in enumerate(model.extract(x, lengths, batch.present.to(device)).items()):
             tokens = sequence.x[sequence.mask()]
             totals[m] += tokens.double().sum(0).cpu()
-            counts[m] += len(tokens)
+            counts[place] += len(tokens)
     model.train(training)
-    return {m: (totals[m] / max(counts[m], 1)).to(device) for m in totals}
+    means = team().sum(torch.stack(list(totals.values()))) / team().sum(counts).clamp(min=1)[:, None]
+    return {m: mean.to(device) for m, mean in zip(totals, means, strict=True)}

@@ -49,7 +49,7 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Mapping[str, torch.Te
     directory = Path(directory)
     files = {f"{_checked_group(group)}.safetensors": _tensor_bytes(named) for group, named in tensors.items()}
     files[STATE] = (strict_json(state, "checkpoint state", indent=1) + "\n").encode()
-    files[MANIFEST] = _manifest_bytes({name: _describe(content) for name, content in files.items()})
+    files[MANIFEST] = _manifest_bytes({name: describe(content) for name, content in files.items()})
     temporary = directory.with_name(f".{directory.name}.tmp")
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -85,10 +85,7 @@ def load_checkpoint(directory: Path) -> tuple[Tensors, dict]:
     tensors = {}
     for name, content in contents.items():
         if name != STATE:
-            try:
-                tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
-            except (SafetensorError, ValueError, KeyError) as error:
-                raise _damaged(path / name, "hold safetensors", str(error)) from None
+            tensors[name.removesuffix(".safetensors")] = parse_tensors(content, path / name)
     try:
         state = json.loads(contents[STATE])
     except (ValueError, RecursionError) as error:
@@ -96,6 +93,18 @@ def load_checkpoint(directory: Path) -> tuple[Tensors, dict]:
     if not isinstance(state, dict):
         raise _damaged(path / STATE, "hold a JSON object", type(state).__name__)
     return tensors, state
+
+
+def parse_tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
+    """name -> tensor of a safetensors file, which holds numbers alone and nothing to execute.
+
+    Raises:
+        DataError: `content`, read from `path`, is something else.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, "hold safetensors", str(error)) from None
 
 
 def resolve_checkpoint(directory: Path) -> tuple[Path, str | None]:
@@ -279,7 +288,8 @@ def _tensor_bytes(named: Mapping[str, torch.Tensor]) -> bytes:
     )
 
 
-def _describe(content: bytes) -> dict:
+def describe(content: bytes) -> dict:
+    """SHA-256 and size, by which a file is known again."""
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
@@ -325,7 +335,7 @@ def _verified_contents(directory: Path) -> dict[str, bytes]:
         if size != entry["size"]:
             raise _damaged(path, f"have {entry['size']} bytes", f"{size}")
         contents[name] = path.read_bytes()
-        digest = _describe(contents[name])["sha256"]
+        digest = describe(contents[name])["sha256"]
         if digest != entry["sha256"]:
             raise _damaged(path, f"have the SHA-256 {entry['sha256'][:12]}..", f"{digest[:12]}..")
     return contents

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import METHOD_TITLES, TrainConfig
+from ..config import METHOD_TITLES, ModelConfig, TrainConfig
 from ..data.dataset import Dataset, Split
 from ..data.folds import by_video
 from ..data.loading import load
@@ -21,7 +21,7 @@ from ..evaluation.predict import Predictions, evaluate_split, evaluation_missing
 from ..evaluation.tables import metrics_table
 from ..evaluation.uncertainty import interval_of_draws
 from ..modalities import MODALITIES, NAMES
-from ..models.recovery import METHOD_CLASSES
+from ..models.recovery import METHOD_CLASSES, recovery_class
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
 from .progress import Progress
@@ -62,10 +62,10 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None,
     watch.check()
     _check_runtime(config)
     dataset = dataset or read_dataset(config)
-    modalities = config.model_config(dataset).modalities
-    _check_conversations(config, dataset)
+    model_config = config.model_config(dataset)
+    _check_method(model_config, dataset)
     for split in (dataset.train, dataset.valid, dataset.test):  # refuse what cannot be before anything is written
-        evaluation_missing(spec, split, modalities, seed=config.seed)
+        evaluation_missing(spec, split, model_config.modalities, seed=config.seed)
     name = f"{dataset.name}-{config.preset}-{spec.name}-s{config.seed}"
     run = RunDirectory.create(out, name) if team().leads else None
     path = team().tell(run and run.path)
@@ -90,6 +90,7 @@ def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = Fals
     watch.check()
     _check_runtime(config)
     dataset = dataset or read_dataset(config)
+    _check_method(config.model_config(dataset), dataset)
     with run.lock():
         trainer = Trainer(dataset, config, spec, run)
         passed_over = trainer.restore(fall_back=fall_back)
@@ -153,15 +154,22 @@ def notes(dataset: Dataset, spec: MissingSpec) -> tuple[str, ...]:
     return tuple(sentence for sentence in sentences if sentence)
 
 
-def _check_conversations(config: TrainConfig, dataset: Dataset) -> None:
-    if not METHOD_CLASSES[config.method].needs_conversations:
-        return
-    for split in (dataset.train, dataset.valid, dataset.test):
+def _check_method(config: ModelConfig, dataset: Dataset) -> None:
+    """Whether the method of recovery can be trained on these data and by these processes."""
+    method = recovery_class(config)
+    for split in (dataset.train, dataset.valid, dataset.test) if method.needs_conversations else ():
         if split.conversation is None:
             raise MethodUnavailable(
                 f"--method {config.method}: must have clips in conversation order, with ids such as video$_$3, got "
                 f"{split.ids[0]!r} in {dataset.source} ({split.name}). Use another method or another file."
             )
+    if team().size > 1 and not method.divides:
+        possible = [name for name, other in METHOD_CLASSES.items() if other.divides]
+        anchored = " with --anchor" if config.anchor != "none" else ""
+        raise MethodUnavailable(
+            f"--method {config.method}{anchored}: cannot be trained by several processes, got {team().size}. "
+            f"Start it without torchrun, or use one of {', '.join(possible)} as it is."
+        )
 
 
 def device_type(device: str) -> str:
@@ -180,16 +188,6 @@ def device_type(device: str) -> str:
 
 
 def _check_runtime(config: TrainConfig) -> None:
-    if team().size > 1 and not METHOD_CLASSES[config.method].divides:
-        possible = [name for name, method in METHOD_CLASSES.items() if method.divides]
-        raise MethodUnavailable(
-            f"--method {config.method}: cannot be trained by several processes, got {team().size}. "
-            f"Start it without torchrun, or use one of {', '.join(possible)}."
-        )
-    if team().size > 1 and config.anchor != "none":
-        raise UsageError(
-            "--anchor: cannot be trained by several processes. Start it without torchrun, or leave it out."
-        )
     device = device_type(local_device(config.device))
     select("reverse_loop", config.backend, device=device, needs_grad=config.grad_steps() != 0)
     select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3

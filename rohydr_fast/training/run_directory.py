@@ -23,6 +23,10 @@ LOCK_WAITS = (0.02, 0.08)
 """Seconds before the lock is asked for again: who holds it needs a moment to write its number, or only looks."""
 
 
+DOCUMENT_LIMIT = 1 << 26
+"""Bytes of the largest JSON file that is read."""
+
+
 class RunDirectory:
     """The files of one run; make one with `create` or `open`.
 
@@ -286,7 +290,9 @@ def read_document(path: Path) -> dict:
         DataError: there is no such file, or it holds something else.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(DOCUMENT_LIMIT + 1)
+        document = json.loads(content) if len(content) <= DOCUMENT_LIMIT else None
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Restore the file.") from None
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """Several runs that differ in their seed, from one call, and what they reached together."""
 
 import csv
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import TrainConfig
-from ..distributed import restarted
+from ..distributed import restarted, team
 from ..errors import DataError, UsageError
 from ..evaluation.tables import aggregate, aggregate_table
 from .experiment import Result, resume, start
@@ -109,7 +110,12 @@ def train_seeds(config: TrainConfig, seeds: tuple[int, ...], out: Path | None, w
         raise UsageError(f"--seeds: must be some that differ from each other, got {list(seeds)}. Name each seed once.")
     configs = [replace(config, seed=seed) for seed in seeds]
     places = [out / f"seed{seed}" if out and len(seeds) > 1 else out for seed in seeds]
-    return Runs(tuple(_start_or_resume(one, place, watch) for one, place in zip(configs, places, strict=True)))
+    results = []
+    for one, place in zip(configs, places, strict=True):
+        results.append(_start_or_resume(one, place, watch))
+        if len(seeds) > 1 and team().leads:  # should a later one fail, this is told
+            print(f"seed {one.seed}: {results[-1].summary['run_dir']}", file=sys.stderr)
+    return Runs(tuple(results))
 
 
 def _start_or_resume(config: TrainConfig, place: Path | None, watch: Watch) -> Result:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import losses
 from ..config import TrainConfig
-from ..distributed import team
+from ..distributed import part, team
 from ..errors import RohydrError
 from ..modalities import NAMES
 from ..models.recovery import Condition, Recovered, Sequences, Supervision
@@ -207,28 +207,28 @@ class StageRunner:
         """Eq. 6 on detached features: D alone moves, by O_d."""
         logit_gt = self.model.discriminator(done.f_gt.detach())
         logit_rec = self.model.discriminator(done.f_rec.detach())
-        loss = _part(losses.eq6_discriminator(logit_gt, logit_rec, done.complete), done.share_complete)
+        loss = part(losses.eq6_discriminator(logit_gt, logit_rec, done.complete), done.share_complete)
         terms["L_D"] = float(loss.detach())
         return self._step(self.optimizer_d, loss, terms, "D_grad_norm", place)
 
     def _reconstructor(self, done: Pass, terms: dict[str, float]) -> Tensor:
         """Eq. 5, 7 and 8 with the D that has just moved, which gets no gradient here."""
-        rec = _part(losses.eq5_rec(done.f_rec, done.f_gt, done.complete), done.share_complete)
+        rec = part(losses.eq5_rec(done.f_rec, done.f_gt, done.complete), done.share_complete)
         terms["L_rec"] = float(rec.detach())
         adversarial = rec.new_zeros(())
         if self.model.discriminator is not None:
             with frozen(self.model.discriminator):
                 logit_rec = self.model.discriminator(done.f_rec)
-                adversarial = _part(losses.eq7_adversarial(logit_rec, done.complete), done.share_complete)
+                adversarial = part(losses.eq7_adversarial(logit_rec, done.complete), done.share_complete)
             terms["L_adv"] = float(adversarial.detach())
         return losses.eq8_mr(adversarial, rec, self.config.lambda_al)
 
     def _classifier(self, done: Pass, batch: StageBatch, terms: dict[str, float]) -> Tensor:
         """Eq. 9 and 12; where a clip has no complete ground truth L_C2 leaves it out."""
         everyone = torch.ones_like(done.complete)
-        c1 = _part(losses.eq9_classifier(self.model.classifier(done.f_rec), batch.label, everyone), done.share)
+        c1 = part(losses.eq9_classifier(self.model.classifier(done.f_rec), batch.label, everyone), done.share)
         gt = losses.eq9_classifier(self.model.classifier(done.f_gt), batch.label, done.complete)
-        c2 = _part(gt, done.share_complete)
+        c2 = part(gt, done.share_complete)
         terms["L_C1"], terms["L_C2"] = float(c1.detach()), float(c2.detach())
         return losses.eq12_stage3(c1, c2, self.config.lambda_c)
 
@@ -258,11 +258,6 @@ class StageRunner:
         return dict(
             zip(terms, team().sum(torch.tensor(list(terms.values()), dtype=torch.float64)).tolist(), strict=True)
         )
-
-
-def _part(mean: Tensor, share: float) -> Tensor:
-    """This process's part of a mean over the batch, from the mean over its own."""
-    return mean if share == 1 else share * mean
 
 
 def _emptied(sequences: Sequences) -> Sequences:

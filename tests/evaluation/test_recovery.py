@@ -55,7 +55,8 @@ def test_the_size_of_a_batch_changes_nothing(method):
 def test_every_draw_is_a_prediction_of_the_model():
     model, missing = without_audio("rohydr")
     drawn = predict(model, DATASET, DATASET.test, missing, seed=7, samples=3).draws
-    given = inputs(collate(DATASET.test, range(len(missing)), model.config.modalities), missing, "cpu")
+    clips = collate(DATASET.test, range(len(missing)), model.config.modalities)
+    given = inputs(clips, torch.from_numpy(missing), "cpu")
     for k in range(3):
         with torch.no_grad():
             alone = model.eval()(**given, seed=derive_seed(7, EVALUATION, k))

@@ -135,7 +135,7 @@ class TestDamage:
     def test_a_consistent_manifest_does_not_make_a_wrong_file_right(self, last, file, wrong):
         (last / file).write_bytes(wrong)
         names = ("model.safetensors", "optimizer.safetensors", "state.json")
-        files = {name: checkpoint_module._describe((last / name).read_bytes()) for name in names}
+        files = {name: checkpoint_module.describe((last / name).read_bytes()) for name in names}
         (last / "manifest.json").write_bytes(checkpoint_module._manifest_bytes(files))
         with pytest.raises(DataError, match=f"{file}: must hold"):
             load_checkpoint(last)

@@ -15,7 +15,7 @@ import torch
 from rohydr_fast.data import containers
 from rohydr_fast.distributed import Processes, Team, joined, restarted, team
 from rohydr_fast.training.checkpoint import load_checkpoint
-from tests.small_data import small_dataset, small_tree
+from tests.small_data import small_tree
 
 SETTINGS = ["--epochs", "2", "--steps", "2", "--dropout", "0", "--batch-size", "7"]  # 10 clips: batches of 7 and 3
 
@@ -158,7 +158,3 @@ def test_every_row_has_one_process(clips):
     parts = [Processes(rank, 3).part(np.arange(clips)) for rank in range(3)]
     assert np.concatenate([rows for rows, counts in parts if counts]).tolist() == list(range(clips))
     assert all(len(rows) > 0 for rows, _ in parts)
-
-
-def test_small_data_has_the_batches_that_the_settings_say():
-    assert len(small_dataset().train) == 10

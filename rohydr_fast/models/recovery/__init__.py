@@ -26,16 +26,22 @@ __all__ = [
     "Supervision",
     "Target",
     "make_recovery",
+    "recovery_class",
 ]
 
 
 def make_recovery(config: ModelConfig) -> Recovery:
-    """The recovery of `config.method`; without HDDM (Table 3) it is zeros."""
+    """The recovery that `config` describes."""
+    return recovery_class(config)(config)
+
+
+def recovery_class(config: ModelConfig) -> type[Recovery]:
+    """That of `config.method`; without HDDM (Table 3) it is zeros."""
     if "hddm" in config.without:
-        return ZeroFill(config)
+        return ZeroFill
     if config.anchor == "regress":
-        return AnchoredRecovery(config)
-    return METHOD_CLASSES[config.method](config)
+        return AnchoredRecovery
+    return METHOD_CLASSES[config.method]
 
 
 METHOD_CLASSES: dict[str, type[Recovery]] = {

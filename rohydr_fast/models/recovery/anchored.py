@@ -4,20 +4,20 @@ from torch import Tensor, nn
 
 from ... import losses
 from ...config import ModelConfig
-from ..normalise import ChannelNorm
 from ..sequences import Sequence, token_mask, zero_padding
-from .base import Condition, Sequences, Supervision
+from .base import Condition, Supervision
 from .conditioned import ids_of
 from .diffusion import DiffusionRecovery
+from .normalised import NormalisedRecovery
 from .regress import Regressor
 
 
-class AnchoredRecovery(DiffusionRecovery):
+class AnchoredRecovery(NormalisedRecovery, DiffusionRecovery):
     """rohydr whose recovery is E[x_m | available], by the network of `regress`, plus a residual drawn by its HDDM.
 
     The anchor learns by its squared error in normalised units. The HDDM learns (Eq. 3) and recovers (Eq. 2) the
-    residual, in units of the residual's own channel statistics; its target does not move the anchor. Condition
-    encoder, denoiser and UR are those of rohydr.
+    residual, in units of the residual's own channel statistics, which take in a batch where its loss knows it; its
+    target does not move the anchor. Condition encoder, denoiser and UR are those of rohydr.
     """
 
     divides = False  # residuals have statistics of their own, of this process's targets
@@ -25,12 +25,6 @@ class AnchoredRecovery(DiffusionRecovery):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.regressor = nn.ModuleDict({m: Regressor(config) for m in config.modalities})
-        self.norm = nn.ModuleDict({m: ChannelNorm(config.channels) for m in config.modalities})
-
-    def observe(self, sequences: Sequences, sample_ids: Tensor) -> None:
-        """Let the statistics of the representations take in a batch; those of residuals do where a loss knows them."""
-        for m, norm in self.norm.items():
-            norm.update(sequences[m].x.detach(), sequences[m].mask())
 
     def _recovered(self, m: str, x_0: Tensor, condition: Condition) -> Sequence:
         anchor = self.regressor[m](condition.lengths, condition.encoded)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
+from ...distributed import part
 from ...errors import UsageError
 from ..sequences import Sequence, token_mask
 
@@ -53,11 +54,11 @@ class Target(NamedTuple):
 
     def mean(self, value: Tensor) -> Tensor:
         """This process's part of a mean over the truth's tokens in the batch, from that over its own."""
-        return value if self.share == 1 else self.share * value
+        return part(value, self.share)
 
     def mean_recovered(self, value: Tensor) -> Tensor:
         """The same for a mean over the tokens that both have (`shared_tokens`)."""
-        return value if self.share_recovered == 1 else self.share_recovered * value
+        return part(value, self.share_recovered)
 
 
 class Supervision(NamedTuple):

@@ -24,19 +24,23 @@ def build(method: str, **changes) -> Recovery:
     return make_recovery(small_config(method=method, train_clips=CLIPS, **changes))
 
 
-def supervise(recovery: Recovery, sequences: dict[str, Sequence], seed: int = 0) -> Supervision:
-    """A pass in which every clip misses v."""
-    ids, rows = torch.arange(CLIPS), torch.arange(CLIPS)
-    missing = {m: torch.full((CLIPS,), m == "v") for m in sequences}
+def supervise(
+    recovery: Recovery, sequences: dict[str, Sequence], seed: int = 0, first: int = 0, last: int = CLIPS
+) -> Supervision:
+    """A pass of clips `first` to `last` in which every clip misses v."""
+    sequences = {m: Sequence(*(part[first:last] for part in sequence)) for m, sequence in sequences.items()}
+    ids, clips = torch.arange(first, last), last - first
+    rows = torch.arange(clips)
+    missing = {m: torch.full((clips,), m == "v") for m in sequences}
     surveyed = recovery.survey(sequences, missing, None)
     others = {m: sequences[m] for m in "at"}
-    available = {m: torch.ones(CLIPS, dtype=torch.bool) for m in "at"}
+    available = {m: torch.ones(clips, dtype=torch.bool) for m in "at"}
     encoded = recovery.encode(rows, others, available, surveyed)
     conditions = {"v": Condition(rows, sequences["v"].lengths, others, available, encoded)}
     made = recovery.recover(conditions, ids, seed=seed)
     recovered = {m: Recovered(conditions[m].rows, x, x) for m, x in made.items()}
-    present = {m: torch.ones(CLIPS, dtype=torch.bool) for m in sequences}
-    return Supervision(sequences, present, conditions, recovered, torch.zeros(CLIPS), ids, seed)
+    present = {m: torch.ones(clips, dtype=torch.bool) for m in sequences}
+    return Supervision(sequences, present, conditions, recovered, torch.zeros(clips), ids, seed)
 
 
 def train(recovery: Recovery, steps: int = 200, lr: float = 5e-3) -> list[float]:

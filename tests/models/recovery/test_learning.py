@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from tests.models.recovery.learning import build, relative_error, train
+from rohydr_fast.models.recovery import METHOD_CLASSES
+from rohydr_fast.models.sequences import Sequence, token_mask, zero_padding
+from tests.models.recovery.learning import CLIPS, TOKENS, build, clips, relative_error, supervise, train
+from tests.small_model import open_up, small_config
 
 LEARNERS = ["regress", "mmin", "gcnet", "mtmsa"]
 
@@ -42,6 +45,26 @@ def test_the_flow_learns_the_density():
     # Unit normal channels have 0.5 log(2 pi e) nats each, in three modalities; below that it has found structure.
     assert losses[-1] < losses[0] and losses[-1] < 3 * 0.5 * math.log(2 * math.pi * math.e) + 0.1
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHOD_CLASSES.items() if method.divides])
+def test_the_parts_of_a_loss_in_several_processes_add_up(method):
+    """Of 64 clips of different lengths one process has 20 and another 44; each weighs its mean by its share."""
+    recovery = build(method, dropout=0.0)
+    open_up(recovery)
+    sequences = clips(small_config())
+    lengths = 1 + torch.arange(CLIPS) % TOKENS
+    sequences = {m: Sequence(zero_padding(s.x, token_mask(lengths, TOKENS)), lengths) for m, s in sequences.items()}
+    recovery.observe(sequences, torch.arange(CLIPS))
+    whole = recovery.loss(supervise(recovery, sequences))
+    tokens = int(lengths.sum())
+    parts = []
+    for first, last in ((0, 20), (20, CLIPS)):
+        share = int(lengths[first:last].sum()) / tokens
+        given = supervise(recovery, sequences, first=first, last=last)._replace(shares={"v": (share, share)})
+        parts.append(recovery.loss(given))
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=1e-6)
+    assert bool(whole > 0) == bool(list(recovery.parameters()))
 
 
 @pytest.mark.parametrize("method", [*LEARNERS, "imder", "dicmor", "rohydr"])
