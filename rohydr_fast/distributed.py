@@ -8,6 +8,7 @@ averages, and expects every process to use the same parameters in every step; a 
 Alone, none of this costs anything or changes a bit.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,7 @@ class Processes(Team):
 
 
 _team = Team()
+_teams = itertools.count()  # that this process has joined
 
 
 def part(mean: "torch.Tensor", share: float) -> "torch.Tensor":
@@ -162,11 +164,12 @@ def joined() -> Iterator[Team]:
         yield _team
         return
     import torch.distributed
+    import torch.distributed.nn  # takes the group of the time of its import as a default, and would keep it for ever
 
     try:
         store, rank, size = next(torch.distributed.rendezvous("env://"))
-        # torchrun may keep its store over a restart: names of its own keep a process from the addresses of dead ones.
-        store = torch.distributed.PrefixStore(f"rohydr_fast/{_restarts()}", store)
+        # The store stays over a restart and a second team: names of its own keep it from addresses of what has gone.
+        store = torch.distributed.PrefixStore(f"rohydr_fast/{_restarts()}/{next(_teams)}", store)
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank, world_size=size
         )

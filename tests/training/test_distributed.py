@@ -100,6 +100,30 @@ def test_evaluation_and_sampling_are_shared_out(data, tmp_path):
     assert found[1] == found[2]
 
 
+TWO_TEAMS = """
+import os
+from rohydr_fast.distributed import joined
+
+for _ in range(2):
+    with joined() as team:
+        import torch._dynamo  # what a command imports meanwhile: much of torch keeps the group that it finds
+        found = team.gather(team.rank)
+threads = [open(f"/proc/self/task/{number}/comm").read().strip() for number in os.listdir("/proc/self/task")]
+print(f"{found} {[name for name in threads if 'gloo' in name]}\\n", end="")  # in one piece
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the threads")
+def test_a_team_leaves_no_thread_and_can_be_joined_again(tmp_path):
+    """A thread of gloo that is still there when the interpreter ends may abort the process."""
+    script = tmp_path / "two_teams.py"
+    script.write_text(TWO_TEAMS)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["None []", "[0, 1] []"]
+
+
 def test_what_cannot_be_shared_is_refused(data, tmp_path):
     done = run(2, "--data", data, "--out", str(tmp_path / "run"), "--method", "smcmsa", *SETTINGS)
     assert done.returncode != 0 and "cannot be trained by several processes, got 2" in done.stderr
