@@ -58,7 +58,8 @@ class Flow(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        # Of its own, on the CPU: the model's shapes are also asked for on the meta device, where no number is drawn.
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, (), device="cpu")))
         self.steps = nn.ModuleList(FlowStep(channels, width, generator) for _ in range(FLOW_STEPS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Every method of recovery, by what all of them promise: what they may read, and what a recovery may depend on."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from rohydr_fast.config import PARTS_ABSENT, TrainConfig
 from rohydr_fast.errors import UsageError
 from rohydr_fast.models.recovery import METHOD_CLASSES
 from rohydr_fast.models.rohydr import RoHyDR
+from rohydr_fast.training.trainer import model_of, tensors_of
 from tests.small_data import small_dataset
 from tests.small_model import open_up, small_batch, small_config
 
@@ -68,6 +71,14 @@ def test_a_clip_does_not_depend_on_its_neighbours_or_its_padding(variant):
         for given in (alone_x, padded):
             alone = model(given, {m: n[i : i + 1] for m, n in lengths.items()}, MISSING[i : i + 1], ids[i : i + 1])
             torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_comes_back_from_its_description_and_its_tensors(variant):
+    model, (x, lengths, ids) = build(variant), small_batch()
+    document = json.loads(json.dumps(model.config.to_dict()))
+    other = model_of(document, tensors_of(model), Path("saved")).eval()
+    assert torch.equal(other(x, lengths, MISSING, ids), model(x, lengths, MISSING, ids))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
