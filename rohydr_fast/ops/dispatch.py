@@ -1,6 +1,6 @@
 """From the tensors of a call to the facts that the registry decides on, in eager mode and under `torch.compile`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import index
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..errors import BackendUnavailable, RohydrError
-from .registry import select
+from .registry import BACKENDS, registered, select
 
 # Both are torch's own switches for what a tensor does not show: a dual level, and vmap, grad or jvp of torch.func.
 in_func_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -60,6 +60,11 @@ def wanting(x: Tensor, weights: Iterable[Tensor], /, **tensors: Tensor) -> tuple
     if any([weight.requires_grad and weight.dtype != x.dtype for weight in weights]):
         names.append("bfloat16 weights")
     return tuple(names)
+
+
+def implementation(op: str, name: str, reference: Callable) -> Callable:
+    """What runs under the name that `choose` gave, where no native code does: `reference`, or a registered function."""
+    return reference if name in BACKENDS else registered(op, name)
 
 
 def run_reference(function, x: Tensor, *args, **options):

@@ -2,6 +2,7 @@
 
 The choice is made before the call, from predicates that give a reason: no failure is ever caught to try the next one.
 Precedence: the argument of the call, the context manager `backend`, the variable ROHYDR_FAST_BACKEND, automatic.
+`register_backend` adds a backend of one's own: docs/backends.md.
 """
 
 import functools
@@ -16,6 +17,7 @@ from . import support
 from .support import Verdict
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
+"""Those of this package."""
 OPS = ("philox", "conditioning", "cross_attention", "denoiser_block", "denoiser", "diffusion_loss", "reverse_loop")
 VARIABLE = "ROHYDR_FAST_BACKEND"
 
@@ -30,6 +32,10 @@ class Record:
     backend: str
     usable: Callable[..., Verdict]
     """Called with the facts of a call or with none, see `support`; returns (usable, reason as a sentence)."""
+    function: Callable | None = None
+    """What a backend that was registered runs in the place of the reference."""
+    automatic: bool = False
+    """Whether the automatic choice takes a registered one, before those of this package."""
 
     def verdict(self, **call) -> Verdict:
         """`usable`, with a wrong setting of the environment as the reason of a refusal."""
@@ -55,8 +61,9 @@ class Explanation:
         return len(self.rows)
 
     def __str__(self) -> str:
+        width = max(9, *[len(name) for name, _, _ in self.rows])
         lines = [f"{self.op}: {self.how}"]
-        lines += [f"  {name:<10}{'yes' if usable else 'no':<5}{reason}" for name, usable, reason in self.rows]
+        lines += [f"  {name:<{width}} {'yes' if usable else 'no':<5}{reason}" for name, usable, reason in self.rows]
         return "\n".join(lines)
 
 
@@ -78,13 +85,67 @@ def backend(name: str) -> Iterator[None]:
         _context.reset(token)
 
 
+def register_backend(
+    op: str, name: str, function: Callable, *, usable: Callable[..., Verdict], automatic: bool = False
+) -> None:
+    """Add a backend to an operation, in this process: it is then named, explained and refused like the others.
+
+    Args:
+        op: one of `OPS` but "philox", whose integers are the same everywhere.
+        name: a new one, or one that is registered for other operations.
+        function: takes the arguments of the operation's reference and gives its result, see docs/backends.md. The
+            arguments are checked, weights have the dtype of the rest, and autocast is off.
+        usable: takes facts of a call as keywords, each of which may be absent, and returns whether the function can run
+            it, with the reason as a sentence; see `support`.
+        automatic: whether a call that names no backend takes it where it is usable, before those of this package.
+
+    Raises:
+        UsageError: an operation or name that cannot be, or a `usable` that does not answer so.
+    """
+    _check_op(op)
+    if op == "philox":
+        raise UsageError("register_backend: op must not be 'philox', whose integers are fixed. Register another one.")
+    if not name.isidentifier() or name in (*BACKENDS, "auto"):
+        taken = ", ".join((*BACKENDS, "auto"))
+        raise UsageError(f"register_backend: name must be an identifier other than {taken}, got {name!r}. Change it.")
+    if (op, name) in _RECORDS:
+        raise UsageError(f"register_backend: {name!r} must be new for {op}. Call unregister_backend before.")
+    record = Record(op, name, usable, function, automatic)
+    verdict = record.verdict()
+    kinds = [type(part) for part in verdict] if isinstance(verdict, tuple) else []
+    if kinds != [bool, str] or not verdict[1]:
+        raise UsageError(
+            f"register_backend: usable must return whether it is and the reason as text, got {verdict!r}. Correct it."
+        )
+    _RECORDS[op, name] = record
+
+
+def unregister_backend(op: str, name: str) -> None:
+    """Take back what `register_backend` added.
+
+    Raises:
+        UsageError: nothing of this name was registered for the operation.
+    """
+    _check_op(op)
+    if name in BACKENDS or (op, name) not in _RECORDS:
+        added = ", ".join(_names(op)[len(BACKENDS) :]) or "none"
+        raise UsageError(f"unregister_backend: name must be registered for {op}, got {name!r}. Registered: {added}.")
+    del _RECORDS[op, name]
+
+
+def registered(op: str, name: str) -> Callable:
+    """The function of a backend that `select` gave and that is none of this package's."""
+    return _RECORDS[op, name].function
+
+
 def select(op: str, backend: str | None = "auto", **call) -> str:
     """The name of the backend that runs `op`.
 
     Args:
         op: one of `OPS`.
         backend: a name, which must be usable; "auto" or None leave the choice to the context manager, then to
-            ROHYDR_FAST_BACKEND, then to the first usable one of the operation's order of preference.
+            ROHYDR_FAST_BACKEND, then to the first usable one of the order of preference: what was registered as
+            automatic; on a CUDA device cuda, triton; on the CPU cpp; reference.
         call: facts of the call, handed to the predicates: `device` ("cpu" by default) is the type of its tensors,
             `dtype` theirs, `needs_grad` whether a gradient is wanted; see `support`, which lists all. The more facts,
             the surer the answer: without any it says what the best call could take.
@@ -101,12 +162,12 @@ def select(op: str, backend: str | None = "auto", **call) -> str:
     name, source = _named(backend)
     if name == "auto":
         return _best(op, call)
-    usable, reason = _RECORDS[op, name].usable(**call)
+    usable, reason = _record(op, name).usable(**call)
     if usable:
         return name
     if op == "philox" and source != "argument":
         return _best(op, call)
-    others = ", ".join(repr(other) for other in BACKENDS if _RECORDS[op, other].verdict(**call)[0])
+    others = ", ".join(repr(other) for other in _names(op) if _record(op, other).verdict(**call)[0])
     raise BackendUnavailable(
         f"{op}: {_SOURCES[source]} must be usable, got {name!r}, which is not: {reason.rstrip('.')}. "
         f"Usable: {others}, or 'auto'."
@@ -125,7 +186,7 @@ def explain(op: str, *tensors) -> Explanation:
     """
     _check_op(op)
     call = _facts(tensors)
-    rows = tuple((name, *_RECORDS[op, name].verdict(**call)) for name in BACKENDS)
+    rows = tuple((name, *_record(op, name).verdict(**call)) for name in _names(op))
     try:
         name, source = _named(None)
         selected = select(op, None, **call)
@@ -165,9 +226,24 @@ def _named(argument: str | None) -> tuple[str, str]:
     return _check_backend(os.environ.get(VARIABLE) or "auto", VARIABLE), "environment"
 
 
+def _names(op: str | None = None) -> tuple[str, ...]:
+    """The backends of an operation, or of any: those of this package first."""
+    return tuple(dict.fromkeys(name for of, name in _RECORDS if op in (None, of)))
+
+
+def _record(op: str, name: str) -> Record:
+    """Of a backend that was registered for other operations, or is no more, one that says so."""
+    record = _RECORDS.get((op, name))
+    if record is not None:
+        return record
+    others = ", ".join(of for of, other in _RECORDS if other == name)
+    reason = f"it is registered for {others} alone" if others else "it is not registered any more"
+    return Record(op, name, lambda **call: (False, reason))
+
+
 def _check_backend(name: str, what: str) -> str:
-    if name not in (*BACKENDS, "auto"):
-        raise UsageError(f"{what}: must be one of {', '.join(BACKENDS)} or auto, got {name!r}. Choose one of these.")
+    if name not in (*_names(), "auto"):
+        raise UsageError(f"{what}: must be one of {', '.join(_names())} or auto, got {name!r}. Choose one of these.")
     return name
 
 
@@ -180,7 +256,8 @@ def _best(op: str, call: dict) -> str:
     order = ("cuda", "triton", "cpp", "reference")
     if call.get("device", "cpu") == "cpu":
         order = ("cpp", "reference")
-    return next(name for name in order if _RECORDS[op, name].usable(**call)[0])
+    added = [name for name in _names(op)[len(BACKENDS) :] if _RECORDS[op, name].automatic]
+    return next(name for name in (*added, *order) if _RECORDS[op, name].usable(**call)[0])
 
 
 _FUSED = {

@@ -1,16 +1,28 @@
 """Choosing a backend: precedence, refusals with reasons, and the one exception for noise."""
 
 import threading
+from importlib import import_module
 
 import pytest
 import torch
 
-from rohydr_fast import _native
+from rohydr_fast import _native, doctor
 from rohydr_fast.errors import BackendUnavailable, UsageError
 from rohydr_fast.ops import philox
-from rohydr_fast.ops.registry import BACKENDS, OPS, VARIABLE, backend, explain, select
+from rohydr_fast.ops.registry import (
+    BACKENDS,
+    OPS,
+    VARIABLE,
+    backend,
+    explain,
+    register_backend,
+    select,
+    unregister_backend,
+)
+from rohydr_fast.ops.reverse_loop import first_undefined_steps, reverse_loops
 from rohydr_fast.ops.support import NO_NATIVE_GRADIENT
 from tests.native_spy import needs_core
+from tests.ops.inputs import attention_inputs, block_inputs, denoiser_inputs, loop_inputs, loss_inputs, make_chain
 
 FUSED = [op for op in OPS if op != "philox"]
 DIFFERENTIABLE = ("denoiser_block", "denoiser", "reverse_loop")
@@ -226,3 +238,154 @@ def test_explanation_prints_a_table_with_the_choice_and_its_origin():
         explanation = explain("reverse_loop")
         assert explanation.selected is None and "a call now raises: reverse_loop: the backend" in explanation.how
         assert len(explanation) == len(BACKENDS)
+
+
+def without_gradient(*, needs_grad=False, **call):
+    return (False, "mine has no gradient") if needs_grad else (True, "mine runs everywhere")
+
+
+@pytest.fixture
+def register():
+    """`register_backend`, which a test need not undo."""
+    added = []
+
+    def call(op, name="mine", function=lambda *args, **options: None, usable=without_gradient, **options):
+        register_backend(op, name, function, usable=usable, **options)
+        added.append((op, name))
+
+    yield call
+    for op, name in added:
+        if name in dict((row[0], row) for row in explain(op)):
+            unregister_backend(op, name)
+
+
+class TestRegistered:
+    def test_it_is_explained_and_named_and_taken_only_where_it_is_named(self, register):
+        register("denoiser")
+        assert list(explain("denoiser"))[len(BACKENDS) :] == [("mine", True, "mine runs everywhere")]
+        assert select("denoiser") == BEST and select("denoiser", "mine") == "mine"
+        with backend("mine"):
+            assert select("denoiser") == "mine" and explain("denoiser").selected == "mine"
+            assert select("philox") == BEST
+        assert len(explain("denoiser_block")) == len(BACKENDS)
+
+    def test_its_reason_is_that_of_a_refusal_and_it_is_among_the_usable_ones(self, register):
+        register("denoiser")
+        with pytest.raises(BackendUnavailable, match="got 'mine', which is not: mine has no gradient. Usable: 'refer"):
+            select("denoiser", "mine", needs_grad=True)
+        with pytest.raises(BackendUnavailable, match="Usable: .*'mine', or 'auto'"):
+            select("denoiser", "cuda")
+        with pytest.raises(UsageError, match="reference, cpp, triton, cuda, mine or auto, got 'thine'"):
+            select("denoiser", "thine")
+
+    def test_other_operations_are_not_served(self, register):
+        register("denoiser")
+        register("reverse_loop")
+        words = "denoiser_block: backend must be usable, got 'mine', which is not: it is registered for denoiser, rev"
+        with pytest.raises(BackendUnavailable, match=words):
+            select("denoiser_block", "mine")
+        with backend("mine"):
+            assert "it is registered for denoiser, reverse_loop alone" in explain("denoiser_block").how
+
+    def test_the_automatic_choice_takes_it_first_where_it_asked_for_that_and_is_usable(self, register):
+        register("denoiser", automatic=True)
+        assert select("denoiser") == select("denoiser", device="cuda") == "mine"
+        assert select("denoiser", needs_grad=True) == BEST
+        assert select("denoiser", "reference") == "reference"
+
+    def test_the_variable_may_name_it(self, register, monkeypatch):
+        monkeypatch.setenv(VARIABLE, "mine")
+        with pytest.raises(UsageError, match=f"{VARIABLE}: must be one of"):
+            select("denoiser")
+        register("denoiser")
+        assert select("denoiser") == "mine"
+
+    def test_it_is_gone_when_it_is_taken_back(self, register):
+        register("denoiser")
+        with backend("mine"):
+            unregister_backend("denoiser", "mine")
+            with pytest.raises(BackendUnavailable, match="which is not: it is not registered any more"):
+                select("denoiser")
+        with pytest.raises(UsageError, match="must be one of reference, cpp, triton, cuda or auto, got 'mine'"):
+            select("denoiser", "mine")
+        assert len(explain("denoiser")) == len(BACKENDS)
+
+    def test_the_report_of_the_installation_shows_it(self, register, capsys):
+        register("denoiser", "a_name_of_many_letters")
+        assert doctor.main([]) == 0
+        assert "\n  a_name_of_many_letters yes  mine runs everywhere\n" in capsys.readouterr().out
+        assert doctor.report()["backends"]["denoiser"]["table"][-1]["backend"] == "a_name_of_many_letters"
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (dict(op="softmax"), "op: must be one of"),
+            (dict(op="philox"), "op must not be 'philox'"),
+            (dict(name="cpp"), "name must be an identifier other than reference, cpp, triton, cuda, auto, got 'cpp'"),
+            (dict(name="auto"), "name must be an identifier"),
+            (dict(name="my kernel"), "name must be an identifier"),
+            (dict(usable=lambda **call: True), "usable must return whether it is and the reason as text, got True"),
+            (dict(usable=lambda **call: (True, "")), "usable must return"),
+        ],
+    )
+    def test_what_cannot_be_registered_is_refused(self, register, given, words):
+        with pytest.raises(UsageError, match=words):
+            register(**{"op": "denoiser", **given})
+        assert len(explain("denoiser")) == len(BACKENDS)
+
+    def test_a_name_is_registered_once_and_taken_back_once(self, register):
+        register("denoiser")
+        with pytest.raises(UsageError, match="'mine' must be new for denoiser. Call unregister_backend before."):
+            register("denoiser")
+        for op, name in (("denoiser", "cpp"), ("denoiser", "thine"), ("conditioning", "mine")):
+            with pytest.raises(UsageError, match=f"name must be registered for {op}, got '{name}'. Registered: "):
+                unregister_backend(op, name)
+
+    @pytest.mark.parametrize("op", FUSED)
+    def test_its_function_gets_the_arguments_of_the_reference(self, op, register):
+        module = import_module(f"rohydr_fast.ops.{op}")
+        public, reference, calls = getattr(module, op), getattr(module.reference, op), []
+
+        def function(*args, **options):
+            calls.append(options)
+            return reference(*args, **options)
+
+        given = ARGUMENTS[op]()
+        expected = public(**given, backend="reference")
+        register(op, function=function)
+        with backend("mine"), torch.autocast("cpu", torch.bfloat16):
+            found = public(**given)
+        leaves = [torch.utils._pytree.tree_leaves(out) for out in (found, expected)]
+        assert len(calls) == 1 and all(torch.equal(a, b) for a, b in zip(*leaves, strict=True))
+
+    def test_a_compiled_call_takes_it(self, register):
+        from rohydr_fast.ops.cross_attention import cross_attention
+
+        register("cross_attention", function=lambda q, k, v, *, num_heads, key_mask: q + 1)
+        given = attention_inputs()
+        compiled = torch.compile(cross_attention, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(**given, backend="mine"), given["q"] + 1)
+
+    def test_what_a_chain_of_it_lost_is_looked_for_by_the_reference(self, register):
+        chain = make_chain()
+        register("reverse_loop", function=lambda x, *args, **options: x)
+        with backend("mine"):
+            assert torch.equal(reverse_loops([chain])[0], chain.x)
+            assert first_undefined_steps([chain, chain._replace(x=chain.x * torch.nan)]) == [None, 5]
+
+
+def conditioning_inputs() -> dict:
+    shapes = [(16, 5), (16, 16), (144, 16), (32, 16), (32, 16)]
+    weights = [torch.randn(shape) for shape in shapes]
+    biases = [torch.randn(rows) for rows, _ in shapes]
+    return {"features": torch.randn(3, 5), "encoded": torch.randn(2, 4, 16), "weights": weights, "biases": biases}
+
+
+ARGUMENTS = {
+    "conditioning": conditioning_inputs,
+    "cross_attention": attention_inputs,
+    "denoiser_block": block_inputs,
+    "denoiser": denoiser_inputs,
+    "diffusion_loss": loss_inputs,
+    "reverse_loop": loop_inputs,
+}

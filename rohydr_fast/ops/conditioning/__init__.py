@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import check_conditioning
-from ..dispatch import choose, run_reference, wants_gradient
+from ..dispatch import choose, implementation, run_reference, wants_gradient
 from . import native, reference, stacked
 from .reference import Conditioning
 
@@ -34,9 +34,11 @@ def conditioning(
     """
     check_conditioning("conditioning", features, encoded, weights, biases)
     needs_grad = wants_gradient((features, encoded, *weights, *biases))
-    if choose("conditioning", backend, features, needs_grad) == "cpp":
+    name = choose("conditioning", backend, features, needs_grad)
+    if name == "cpp":
         return native.conditioning(features, encoded, weights, biases)
     function = reference.conditioning if features.is_cpu else stacked.conditioning
+    function = implementation("conditioning", name, function)
     return run_reference(function, features, encoded, weights, biases)
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_attention
-from ..dispatch import choose, head_facts, run_reference, wants_gradient
+from ..dispatch import choose, head_facts, implementation, run_reference, wants_gradient
 from . import native, reference
 
 
@@ -30,7 +30,8 @@ def cross_attention(
         from . import triton_impl
 
         return triton_impl.cross_attention(q, k, v, num_heads=num_heads, key_mask=key_mask)
-    return run_reference(reference.cross_attention, q, k, v, num_heads=num_heads, key_mask=key_mask)
+    function = implementation("cross_attention", name, reference.cross_attention)
+    return run_reference(function, q, k, v, num_heads=num_heads, key_mask=key_mask)
 
 
 __all__ = ["cross_attention"]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_denoiser
-from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, implementation, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import DenoiserWeights, Modulation
 
@@ -46,8 +46,9 @@ def denoiser(
         from . import triton_impl
 
         return triton_impl.denoiser(x, position, modulation, cond_kv, weights, **options)
+    function = implementation("denoiser", name, reference.denoiser)
     weights = weights.to(x.dtype)
-    return run_reference(reference.denoiser, x, position, modulation, cond_kv, weights, **options)
+    return run_reference(function, x, position, modulation, cond_kv, weights, **options)
 
 
 __all__ = ["DenoiserWeights", "Modulation", "denoiser"]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..checks import check_block
-from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, implementation, run_reference, wanting, wants_gradient
 from . import cuda, native, reference
 from .reference import BlockWeights
 
@@ -46,7 +46,8 @@ def denoiser_block(
         from . import triton_impl
 
         return triton_impl.denoiser_block(x, modulation, cond_kv, weights, **options)
-    return run_reference(reference.denoiser_block, x, modulation, cond_kv, weights.to(x.dtype), **options)
+    function = implementation("denoiser_block", name, reference.denoiser_block)
+    return run_reference(function, x, modulation, cond_kv, weights.to(x.dtype), **options)
 
 
 __all__ = ["BlockWeights", "denoiser_block"]

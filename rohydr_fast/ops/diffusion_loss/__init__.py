@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import check_diffusion_loss
-from ..dispatch import choose, head_facts, run_reference, wanting, wants_gradient
+from ..dispatch import choose, head_facts, implementation, run_reference, wanting, wants_gradient
 from . import native, reference
 from .reference import COLUMNS, DenoiserWeights, ForwardSample, Modulation, NoiseKey
 
@@ -61,7 +61,7 @@ def diffusion_loss(
 
         options["network"], x_0 = denoiser, without_padding(x_0, token_mask)
     return run_reference(
-        reference.diffusion_loss,
+        implementation("diffusion_loss", name, reference.diffusion_loss),
         x_0,
         rows,
         position,

@@ -1,13 +1,13 @@
 """The whole reverse diffusion of one or more modalities in one call. The specification is `reference.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 
 import torch
 from torch import Tensor
 
 from ..checks import check_chain, fail
-from ..dispatch import choose, run_reference, wanting, wants_gradient
+from ..dispatch import choose, implementation, run_reference, wanting, wants_gradient
 from . import cuda, native, reference
 from .reference import Chain, DenoiserWeights, Modulation, NoiseKey
 
@@ -92,14 +92,16 @@ def reverse_loops(
         from . import graphed
 
         return [graphed.reverse_loop(chain, steps) for chain, steps in zip(chains, grad_steps, strict=True)]
-    return [_run_reference(chain) for chain in chains]
+    function = implementation("reverse_loop", name, reference.reverse_loop)
+    return [_run(function, chain) for chain in chains]
 
 
 @torch.no_grad()
 def first_undefined_steps(chains: Sequence[Chain], *, backend: str | None = None) -> list[int | None]:
     """Run the chains again, and see where their numbers leave the finite ones: `first_undefined_step` of each.
 
-    Arguments and errors as `reverse_loops`. Padded tokens are not looked at.
+    Arguments and errors as `reverse_loops`. Padded tokens are not looked at. For a backend that was registered the
+    reference runs.
     """
     _check(chains)
     name = _choose(chains, backend, False, ()) if len(chains) else "reference"
@@ -171,9 +173,9 @@ def _without_dead_ends(chain: Chain) -> Chain:
     return chain if _grad_steps(chain) == chain.coefficients.shape[0] else chain._replace(x=chain.x.detach())
 
 
-def _run_reference(chain: Chain, states: list[Tensor] | None = None) -> Tensor:
+def _run(function: Callable, chain: Chain, **options) -> Tensor:
     return run_reference(
-        reference.reverse_loop,
+        function,
         chain.x,
         chain.position,
         chain.modulation,
@@ -185,13 +187,13 @@ def _run_reference(chain: Chain, states: list[Tensor] | None = None) -> Tensor:
         token_mask=chain.token_mask,
         key_mask=chain.key_mask,
         grad_steps=chain.grad_steps,
-        states=states,
+        **options,
     )
 
 
 def _reference_trajectory(chain: Chain) -> tuple[Tensor, Tensor]:
     states: list[Tensor] = []
-    x_0 = _run_reference(chain, states)
+    x_0 = _run(reference.reverse_loop, chain, states=states)
     return torch.stack(states[::-1]), x_0
 
 

@@ -90,8 +90,8 @@ def numbers(operation: str, arguments: dict, way: Tensor, dtype: torch.dtype, de
     return {"result": real, **{name: g.cpu() for name, g in zip(leaves, found, strict=True) if g is not None}}
 
 
-def check(operation: str, arguments: dict, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Asserts the rule for the result and for the gradient of every input, computed on `device`.
+def check(operation: str, arguments: dict, dtype: torch.dtype, device: str = "cpu", backend: str = "triton") -> None:
+    """Asserts the rule for the result and for the gradient of every input, computed by `backend` on `device`.
 
     The reference's error is the largest of this problem and of its neighbours. The gradient that is asked for is NaN at
     tokens that the mask leaves out.
@@ -99,7 +99,7 @@ def check(operation: str, arguments: dict, dtype: torch.dtype, device: str = "cp
     way = direction(operation, arguments).to(dtype)
     exact = numbers(operation, arguments, way, torch.float64, backend="reference")
     asked = way.masked_fill(~real_tokens(arguments)[..., None], torch.nan)
-    found = numbers(operation, arguments, asked, dtype, device, backend="triton")
+    found = numbers(operation, arguments, asked, dtype, device, backend=backend)
     own = errors(numbers(operation, arguments, way, dtype, backend="reference"), exact)
     for seed in range(1, NEIGHBOURS + 1):
         kind = "reverse_loop" if operation == "denoiser" else operation
