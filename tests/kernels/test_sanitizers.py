@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without Python around them.
+"""The kernels under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind, without Python.
 
 csrc/tests/test_cpu_kernels.cpp gives them buffers of exactly the size that they may touch. What is built stays in the
 temporary folder until a source file changes.
@@ -6,6 +6,7 @@ temporary folder until a source file changes.
 
 import functools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -63,3 +64,15 @@ def test_members_of_a_team_do_not_race(repo_root):
 
 def test_callers_do_not_race(repo_root):
     assert "all good" in run_clean(repo_root, THREAD, "--callers", "40", without=THREAD_WITHOUT)
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind")
+def test_nothing_is_read_before_it_is_written(repo_root):
+    """What sanitizers of g++ do not see; valgrind knows no AVX-512."""
+    program = compiling.build_program(repo_root, "test_cpu_kernels", ["-O1", "-g1"], THREAD_WITHOUT)
+    environment = {name: value for name, value in os.environ.items() if name != "ROHYDR_FAST_CPU"}
+    suppressions = repo_root / "csrc" / "tests" / "valgrind.supp"
+    command = ["valgrind", "--quiet", "--error-exitcode=9", f"--suppressions={suppressions}", program, "20"]
+    done = compiling.run(command, env=environment, timeout=280)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[:4000]
+    assert "all good" in done.stdout
