@@ -118,6 +118,7 @@ def register_backend(
             f"register_backend: usable must return whether it is and the reason as text, got {verdict!r}. Correct it."
         )
     _RECORDS[op, name] = record
+    _names.cache_clear()
 
 
 def unregister_backend(op: str, name: str) -> None:
@@ -131,6 +132,7 @@ def unregister_backend(op: str, name: str) -> None:
         added = ", ".join(_names(op)[len(BACKENDS) :]) or "none"
         raise UsageError(f"unregister_backend: name must be registered for {op}, got {name!r}. Registered: {added}.")
     del _RECORDS[op, name]
+    _names.cache_clear()
 
 
 def registered(op: str, name: str) -> Callable:
@@ -226,6 +228,7 @@ def _named(argument: str | None) -> tuple[str, str]:
     return _check_backend(os.environ.get(VARIABLE) or "auto", VARIABLE), "environment"
 
 
+@functools.cache  # at every call of an operation; whoever changes the records clears it
 def _names(op: str | None = None) -> tuple[str, ...]:
     """The backends of an operation, or of any: those of this package first."""
     return tuple(dict.fromkeys(name for of, name in _RECORDS if op in (None, of)))
