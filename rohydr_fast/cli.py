@@ -44,7 +44,7 @@ def _code_and_sentence(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, OSError):
         return EXIT_IO, _file_sentence(error)
-    return EXIT_SIGINT, "interrupted."
+    return getattr(error, "exit_code", EXIT_SIGINT), "interrupted."
 
 
 def print_json(document: dict) -> None:

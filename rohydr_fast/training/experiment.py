@@ -24,6 +24,7 @@ from ..modalities import MODALITIES, NAMES
 from ..models.recovery import METHOD_CLASSES, recovery_class
 from ..ops.registry import backend as use_backend
 from ..ops.registry import select
+from .interrupt import StopRequest
 from .progress import Progress
 from .run_directory import CONFIG, RunDirectory, Witness
 from .trainer import Trainer, load_model
@@ -70,13 +71,13 @@ def start(config: TrainConfig, out: Path | None, dataset: Dataset | None = None,
     run = RunDirectory.create(out, name) if team().leads else None
     path = team().tell(run and run.path)
     run = run or Witness(path)
-    with run.lock():
+    with run.lock(), StopRequest() as stop:
         run.check_new()
         from ..doctor import environment
 
         run.write_config(asdict(config))
         run.write_environment({**environment(), "data": {"source": dataset.source, "sha256": dataset.sha256}})
-        return _train(Trainer(dataset, config, spec, run), watch)
+        return _train(Trainer(dataset, config, spec, run), watch, stop)
 
 
 def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = False, watch: Watch = NOTHING) -> Result:
@@ -91,10 +92,10 @@ def resume(path: Path, dataset: Dataset | None = None, *, fall_back: bool = Fals
     _check_runtime(config)
     dataset = dataset or read_dataset(config)
     _check_method(config.model_config(dataset), dataset)
-    with run.lock():
+    with run.lock(), StopRequest() as stop:
         trainer = Trainer(dataset, config, spec, run)
         passed_over = trainer.restore(fall_back=fall_back)
-        result = _train(trainer, watch)
+        result = _train(trainer, watch, stop)
     return result if passed_over is None else replace(result, notes=(passed_over, *result.notes))
 
 
@@ -193,14 +194,16 @@ def _check_runtime(config: TrainConfig) -> None:
     select("denoiser", config.backend, device=device, needs_grad=True)  # Eq. 3
 
 
-def _train(trainer: Trainer, watch: Watch) -> Result:
+def _train(trainer: Trainer, watch: Watch, stop: StopRequest) -> Result:
+    """`stop` listens since before the trainer was made: in the imports of torch's optimizers Ctrl-C may get lost."""
     run, config, dataset = trainer.run, trainer.config, trainer.dataset
     started = time.perf_counter()
     with use_backend(config.backend):
         batches, stream = len(trainer.batches(1)), None if team().leads else io.StringIO()
         watching = watched(run, watch) if team().leads else nullcontext()
         with Progress(config.max_epochs(), batches, stream=stream) as progress, watching:
-            trainer.fit(progress)
+            trainer.fit(progress, stop)
+        stop.end()
         team().barrier()  # the first process has written the best checkpoint
         rows, rate, valid, test, calibration = _final(trainer)
     seconds = time.perf_counter() - started

@@ -11,7 +11,19 @@ class Interrupted(RohydrError):
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
-        self.exit_code = EXIT_SIGTERM if signal_number == signal.SIGTERM else EXIT_SIGINT
+        self.exit_code = _exit_code(signal_number)
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came before the step was finished."""
+
+    def __init__(self, signal_number: int):
+        super().__init__()
+        self.exit_code = _exit_code(signal_number)
+
+
+def _exit_code(signal_number: int) -> int:
+    return EXIT_SIGTERM if signal_number == signal.SIGTERM else EXIT_SIGINT
 
 
 class StopRequest:
@@ -33,10 +45,15 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Signals act as they did before; what was noted stays."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         self.signal_number = number

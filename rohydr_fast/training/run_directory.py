@@ -120,8 +120,9 @@ class RunDirectory:
                         f"{self.path}: must be free, got process {holder} training in it. "
                         "Wait for it, stop it, or use another --out."
                     ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with _named(self.path / LOCK):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             try:
                 yield
             finally:
@@ -258,7 +259,8 @@ class RunDirectory:
         try:
             before = os.fstat(descriptor).st_size
             try:
-                _write_all(descriptor, line.encode())
+                with _named(self.path / name):
+                    _write_all(descriptor, line.encode())
             except BaseException:
                 os.ftruncate(descriptor, before)  # a full disk must not leave half a line
                 raise
@@ -325,8 +327,9 @@ def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
+        with _named(path):
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -354,6 +357,16 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's errors about a descriptor do not say which file it is: here they do."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -13,6 +13,8 @@ import pytest
 from rohydr_fast.errors import DataError, FileAccessError, RunDirectoryBusy, UsageError
 from rohydr_fast.training.run_directory import RunDirectory, file_name, write_atomic
 
+from .at_once import started_at_once
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -123,8 +125,9 @@ class TestMetricsLog:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "write", short_then_full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as caught:
             run.append({"epoch": 2})
+        assert caught.value.filename == str(run.path / "metrics.jsonl")
         monkeypatch.setattr(os, "write", original)
         run.append({"epoch": 3})
         assert run.rows() == [{"epoch": 1}, {"epoch": 3}]
@@ -157,8 +160,10 @@ class TestFiles:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, call, fail)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(OSError, match="No space left") as caught:
                 write_atomic(path, b"new")
+        if call in ("write", "fsync"):  # which are not told the name
+            assert caught.value.filename.startswith(str(tmp_path))
         assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
     @pytest.mark.parametrize(
@@ -222,12 +227,12 @@ class TestLock:
             os.waitpid(child, 0)
 
 
-def test_of_several_that_start_at_once_one_trains_and_the_others_name_it(tmp_path, repo_root):
-    """Each waits for the word, so that they come to the directory together."""
+def test_of_several_that_start_at_once_one_trains_and_the_others_name_it(tmp_path):
+    imports = (
+        "from pathlib import Path; from rohydr_fast.training.run_directory import RunDirectory\n"
+        "from rohydr_fast.errors import RunDirectoryBusy"
+    )
     code = (
-        "import sys; from pathlib import Path; from rohydr_fast.training.run_directory import RunDirectory\n"
-        "from rohydr_fast.errors import RunDirectoryBusy\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n"
         "    run = RunDirectory.create(Path(sys.argv[1]), 'run')\n"
         "    with run.lock():\n"
@@ -236,20 +241,10 @@ def test_of_several_that_start_at_once_one_trains_and_the_others_name_it(tmp_pat
         "except RunDirectoryBusy as error:\n"
         "    print(error, flush=True); sys.exit(error.exit_code)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repo_root)
-    started = [subprocess.Popen(command, **pipes) for _ in range(50)]
-    for process in started:
-        assert process.stdout.readline() == "ready\n"
-    for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.stdout.readline() for process in started]
-    trainers = [process for process, line in zip(started, said, strict=True) if line == "trains\n"]
-    assert len(trainers) == 1
-    assert sum(f"process {trainers[0].pid} training in it" in line for line in said) == 49
-    codes = [process.wait() if process not in trainers else process.communicate("\n") for process in started]
-    assert codes.count(75) == 49 and trainers[0].returncode == 0
-    for process in started:
-        process.stdout.close()
-        process.stdin.close()
+    with started_at_once(50, imports, code, str(tmp_path / "run")) as processes:
+        said = [process.stdout.readline() for process in processes]
+        trainers = [process for process, line in zip(processes, said, strict=True) if line == "trains\n"]
+        assert len(trainers) == 1
+        assert sum(f"process {trainers[0].pid} training in it" in line for line in said) == 49
+        codes = [process.wait() if process not in trainers else process.communicate("\n") for process in processes]
+        assert codes.count(75) == 49 and trainers[0].returncode == 0

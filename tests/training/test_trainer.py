@@ -11,11 +11,13 @@ from rohydr_fast.config import TrainConfig
 from rohydr_fast.errors import EXIT_SIGINT, EXIT_SIGTERM, DataError
 from rohydr_fast.training import trainer as trainer_module
 from rohydr_fast.training.experiment import missing_spec
-from rohydr_fast.training.interrupt import Interrupted
+from rohydr_fast.training.interrupt import Interrupted, StopRequest
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
 from rohydr_fast.training.trainer import Trainer, load_model
 from tests.small_data import small_dataset
+
+from .interrupting import signal_in_stage
 
 SETTINGS = dict(preset="tiny", epochs=2, batch_size=5, steps=2)  # 2 batches of 3 stages an epoch: 12 stages
 
@@ -36,9 +38,9 @@ def make_trainer(tmp_path):
     return make
 
 
-def fit(trainer: Trainer) -> None:
+def fit(trainer: Trainer, stop: StopRequest | None = None) -> None:
     with Progress(2, 2, stream=open(os.devnull, "w"), interval=1e9) as progress:
-        trainer.fit(progress)
+        trainer.fit(progress, stop)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -47,20 +49,6 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def metrics_bytes(trainer: Trainer) -> bytes:
     return (trainer.run.path / "metrics.jsonl").read_bytes()
-
-
-def interrupt_after(trainer: Trainer, stages: int, number: int = signal.SIGINT) -> None:
-    """Send the signal while stage number `stages` runs."""
-    original, count = trainer.runner.run, 0
-
-    def run(*arguments, **options):
-        nonlocal count
-        count += 1
-        if count == stages:
-            os.kill(os.getpid(), number)
-        return original(*arguments, **options)
-
-    trainer.runner.run = run
 
 
 def test_batches_of_a_method_that_reads_neighbours_hold_whole_conversations(make_trainer):
@@ -111,8 +99,7 @@ def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_tr
     stages = 2 * 2 * (1 + later) - 2 * later * whole.config.warm_up
     for stop in range(1, stages + 1, 1 if not settings else 4):
         broken = make_trainer(f"stop{stop}", **settings)
-        interrupt_after(broken, stop)
-        with pytest.raises(Interrupted, match="--resume"):
+        with signal_in_stage(broken.runner, stop), pytest.raises(Interrupted, match="--resume"):
             fit(broken)
         resumed = make_trainer(f"stop{stop}", **settings)
         resumed.restore()
@@ -127,11 +114,51 @@ def test_interrupted_after_any_stage_and_resumed_gives_identical_weights(make_tr
 def test_signals_have_their_exit_codes_and_handlers_are_put_back(make_trainer, number, code):
     before = signal.getsignal(number)
     trainer = make_trainer()
-    interrupt_after(trainer, 2, number)
-    with pytest.raises(Interrupted) as stopped:
+    with signal_in_stage(trainer.runner, 2, number), pytest.raises(Interrupted) as stopped:
         fit(trainer)
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM)])
+def test_a_second_signal_acts_at_once_and_has_its_exit_code(number, code):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            os.kill(os.getpid(), number)
+    assert stopped.value.exit_code == code
+
+
+def test_a_signal_before_the_first_step_stops_there(make_trainer):
+    whole = make_trainer("whole")
+    fit(whole)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        trainer = make_trainer()
+        with signal_in_stage(trainer.runner, 0) as begun, pytest.raises(Interrupted):
+            fit(trainer, stop)
+    assert begun == [0]
+    resumed = make_trainer()
+    resumed.restore()
+    fit(resumed)
+    assert metrics_bytes(resumed) == metrics_bytes(whole) and torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_signal_in_the_last_validation_is_not_lost(make_trainer, monkeypatch):
+    def validate(*arguments, original=trainer_module.evaluate_split, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "evaluate_split", validate)
+    trainer = make_trainer(epochs=1)
+    with pytest.raises(Interrupted):
+        fit(trainer)
+    assert trainer.cursor.finished
+    again = make_trainer(epochs=1)
+    again.restore()
+    fit(again)
+    assert metrics_bytes(again) == metrics_bytes(trainer) and torch.equal(weights(again), weights(trainer))
 
 
 def test_a_run_without_a_checkpoint_starts_over(make_trainer):
