@@ -14,8 +14,8 @@ from rohydr_fast.data import safe_pickle
 from rohydr_fast.errors import DataError
 
 from .hostile import CANARY, HOSTILE
+from .pickle_values import is_plain, same, with_names_of_numpy_1
 
-PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
 VALUES = {
     "float16": np.arange(6, dtype=np.float16).reshape(2, 3),
     "float32": np.linspace(0, 1, 7, dtype=np.float32),
@@ -43,28 +43,6 @@ VALUES = {
 }
 
 
-def same(one, two):
-    """Equal in values and types; numpy swaps bytes of some big-endian arrays when it unpickles them, we do not."""
-    if isinstance(one, np.ndarray | np.generic):
-        types = type(one) is type(two) and one.dtype.newbyteorder("=") == two.dtype.newbyteorder("=")
-        return types and one.shape == two.shape and np.array_equal(one, two)
-    if isinstance(one, dict):
-        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return type(one) is type(two) and len(one) == len(two) and all(map(same, one, two))
-    return type(one) is type(two) and one == two
-
-
-def is_plain(value):
-    if isinstance(value, dict):
-        return all(type(key) is str for key in value) and all(map(is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_plain, value))
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return all(map(is_plain, value.reshape(-1).tolist()))
-    return isinstance(value, PLAIN)
-
-
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", VALUES)
 def test_reads_what_pickle_reads(name, protocol):
@@ -75,10 +53,7 @@ def test_reads_what_pickle_reads(name, protocol):
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_reads_names_of_numpy_1_and_2(protocol):
     value = [np.arange(3.0), np.float32(1)]
-    data = pickle.dumps(value, protocol)
-    for module in (b"multiarray", b"numeric"):
-        old, new = b"numpy.core." + module, b"numpy._core." + module
-        data = data.replace(b"\x8c" + bytes([len(new)]) + new, b"\x8c" + bytes([len(old)]) + old).replace(new, old)
+    data = with_names_of_numpy_1(pickle.dumps(value, protocol))
     assert b"numpy.core" in data and b"numpy._core" not in data
     assert same(value, safe_pickle.loads(data))
 

@@ -51,7 +51,8 @@ class Drawer:
         if kind == "none":
             return None
         if kind == "lengths":
-            lengths = self.rng.integers(0 if self.rng.random() < 0.2 else 1, columns + 1, rows)
+            least = 0 if self.rng.random() < 0.2 else 1
+            lengths = self.rng.integers(min(least, columns), columns + 1, rows)
             return torch.from_numpy(np.arange(columns) < lengths[:, None])
         return torch.from_numpy(self.rng.random((rows, columns)) < self.uniform(0.2, 1))
 

@@ -193,4 +193,6 @@ def native_chains(chains: list[dict], *, threads: int = 1) -> list[Tensor]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality; NaN equals the same NaN, and -0 is not 0."""
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.numel() == 0 or torch.equal(a.view(torch.uint8), b.view(torch.uint8))

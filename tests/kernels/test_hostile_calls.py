@@ -1,4 +1,4 @@
-"""Calls that could take the process with them, each in a process of its own, and random ones."""
+"""Calls that could take the process with them, each in a process of its own; random ones: tests.reliability."""
 
 import subprocess
 import sys
@@ -117,10 +117,3 @@ def test_in_a_process_of_its_own(script, repo_root):
     command = [sys.executable, "-c", IN_A_CHILD + ALONE[script]]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_ten_thousand_random_calls(seed, repo_root):
-    command = [sys.executable, "-m", "tests.kernels.fuzz", "10000", str(seed)]
-    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, f"exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"

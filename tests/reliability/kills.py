@@ -1,13 +1,14 @@
-"""Processes that are killed while they save: python -m tests.training.kills KILLS SEED
+"""Processes that are killed while they save a checkpoint: it can be read, and is no older than what was finished.
 
-Prints how many checkpoints were readable afterwards, and exits with 1 when one was not, or was older than one that had
-been finished before.
+They are forked from a process of its own (python -m tests.reliability.kills KILLS SEED): forking one that has threads
+is no test of saving.
 """
 
 import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +17,9 @@ from pathlib import Path
 import torch
 
 from rohydr_fast.training.checkpoint import load_checkpoint, save_checkpoint
+
+SAVES = 3
+"""A process may save for as long as so many checkpoints take."""
 
 
 def save(directory: Path, number: int) -> None:
@@ -62,22 +66,36 @@ def kill_once(directory: Path, first: int, delay: float) -> tuple[int, int]:
     return number, finished
 
 
-def run(kills: int, seed: int) -> dict[str, int]:
+def kill_many(kills: int, seed: int) -> dict[str, int]:
     """Counts of: readable, and broken off, where the process died between two files of a checkpoint."""
     torch.set_num_threads(1)
     generator = random.Random(seed)
-    readable, broken_off = 0, 0
+    counts = {"kills": 0, "readable": 0, "broken off": 0, "saved": 0}
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "checkpoints" / "last"
+        started = time.perf_counter()
         save(directory, 0)
-        number = 0
+        longest = SAVES * (time.perf_counter() - started)  # disks differ a hundredfold in how long they take
         for _ in range(kills):
-            found, finished = kill_once(directory, number + 1, generator.uniform(0.0, 0.02))
-            assert found >= finished >= number, f"{found} is there, {finished} was finished"
-            readable, number = readable + 1, found
-            broken_off += (directory.parent / f".{directory.name}.tmp").exists() or not directory.exists()
-    return {"kills": kills, "readable": readable, "broken off": broken_off, "saved": number}
+            found, finished = kill_once(directory, counts["saved"] + 1, generator.uniform(0.0, longest))
+            assert found >= finished >= counts["saved"], f"{found} is there, {finished} was finished"
+            counts["kills"], counts["readable"], counts["saved"] = counts["kills"] + 1, counts["readable"] + 1, found
+            counts["broken off"] += (directory.parent / f".{directory.name}.tmp").exists() or not directory.exists()
+    return counts
+
+
+def run(count: int, seed: int) -> dict[str, int | str]:
+    """`count` kills at moments drawn from `seed`."""
+    if not hasattr(os, "fork"):
+        return {"kills": 0, "not here": "this system cannot fork"}
+    command = [sys.executable, "-m", __spec__.name, str(count), str(seed)]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["readable"] == count
+    assert counts["broken off"] > count // 10, f"hardly any kill came in the middle of a save: {counts}"
+    return counts
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(kill_many(int(sys.argv[1]), int(sys.argv[2]))))
