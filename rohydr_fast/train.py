@@ -35,19 +35,19 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run(parser(), _command, argv)
+    return run(parser(), lambda options: _command(options, argv), argv)
 
 
-def _command(options) -> None:
+def _command(options, argv: list[str] | None) -> None:
     from .distributed import joined
 
     with joined() as team:
-        runs = _runs(options, alone=team.size == 1)
+        runs = _runs(options, argv, alone=team.size == 1)
         if team.leads:
             _report(runs, options.json)
 
 
-def _runs(options, alone: bool):
+def _runs(options, argv: list[str] | None, alone: bool):
     from .training import experiment
     from .training.several import Runs, train_seeds
     from .training.watching import Watch
@@ -58,7 +58,8 @@ def _runs(options, alone: bool):
         auto = options.resume == "auto"
         if options.seeds or (out and not auto):
             raise UsageError("--resume: must stand without --out and --seeds. The run directory holds its settings.")
-        given = [f.name for f in fields(TrainConfig) if getattr(options, f.name) != f.default]
+        asked = parser().parse_args(argv, defaults=False)  # a default that is given would be as lost as another value
+        given = [f.name for f in fields(TrainConfig) if hasattr(asked, f.name)]
         if given:
             raise UsageError(
                 f"--resume: must stand without other settings, got --{given[0].replace('_', '-')}. "

@@ -163,8 +163,8 @@ def test_a_file_that_cannot_serve_prints_a_quoted_message(changes, options, word
 def test_a_run_that_fails_prints_quoted_messages(tmp_path, capsys, one_thread):
     run = tmp_path / "run"
     message = printed(capsys, "train", *TINY, "--lr", "1e30", "--out", run)
-    assert is_quoted(message, "training: L_D is nan in epoch 1, batch 0, S2. Lower --lr")
-    assert "The reverse chain of audio is not finite from step 5 of 5 on" in message
+    assert is_quoted(message, "training: L_D is nan in epoch 1, batch 0, S2. Start a new run")
+    assert "The reverse chain of audio is not finite from step 5 of 5 down" in message
     assert is_quoted(printed(capsys, "train", *TINY, "--out", run), "--out: must be new, got")
     (tmp_path / "mine.txt").write_text("mine")
     assert is_quoted(printed(capsys, "train", *TINY, "--out", tmp_path), "--out: must be new or empty, got")

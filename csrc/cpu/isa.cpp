@@ -47,7 +47,7 @@ Isa by_name(const std::string& name, const char* what) {
   std::string names;
   for (const Isa isa : isas) names = isa_name(isa) + (names.empty() ? "" : ", " + names);
   RH_CHECK(found != isas.end(), what << " must be one of " << names << " (usable here), got '" << name
-                                     << "'. Name one of these, or none for the best one.");
+                                     << "'. Name one of these, or unset it for the best one.");
   return *found;
 }
 

@@ -27,12 +27,14 @@ def check_suffix(path: str) -> str:
 
     Raises:
         DataError: no container has this suffix.
-        FileAccessError: nor does such a file exist.
+        FileAccessError: nor does such a file exist, or it is a directory.
     """
     suffix = Path(path).suffix.lower()
     if suffix in SUFFIXES:
         return suffix
-    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {suffix or 'no suffix'!r}"
+    if Path(path).is_dir():
+        raise FileAccessError(f"{path}: must be a data file, got a directory. Name a file in it.")
+    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {suffix or 'none'}"
     remedy = "Rename it, or use the word synthetic for generated data."
     error = DataError if Path(path).exists() else FileAccessError
     raise error(f"{path}: {rule}. {remedy}")

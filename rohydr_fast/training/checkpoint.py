@@ -337,16 +337,16 @@ def _verified_contents(directory: Path) -> dict[str, bytes]:
         contents[name] = path.read_bytes()
         digest = describe(contents[name])["sha256"]
         if digest != entry["sha256"]:
-            raise _damaged(path, f"have the SHA-256 {entry['sha256'][:12]}..", f"{digest[:12]}..")
+            raise _damaged(path, f"have the SHA-256 that begins with {entry['sha256'][:12]}", digest[:12])
     return contents
 
 
 def _damaged(path: Path, rule: str, value: str) -> DataError:
     directory = path.parent
     previous = _previous(directory)
-    remedy = "Restore the checkpoint from a copy, or use another one."
+    remedy = "Restore it from a copy, or start a new run."
     if previous.is_dir():
-        remedy = f"Delete {directory} to continue from {previous}."
+        remedy = f"Delete {directory} to continue from {previous}, or use --resume auto, which sets it aside."
     return DataError(f"{path}: must {rule}, got {value}. The checkpoint is damaged. {remedy}")
 
 

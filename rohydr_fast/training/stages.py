@@ -27,7 +27,7 @@ from .watching import span
 
 GENERATOR, ADVERSARIAL, CLASSIFIER = "generator", "adversarial", "classifier"
 
-REMEDY = "Lower --lr, or use --chain-grad last-5."
+REMEDY = "Start a new run with a lower --lr, or with --chain-grad last-5."
 
 
 class Stage(NamedTuple):
@@ -145,7 +145,7 @@ class StageRunner:
         """A sentence for each reverse chain that is not finite: where that began."""
         found = self.model.recovery.undefined_steps(done.conditions, batch.sample_id, seed=seed)
         return "".join(
-            f" The reverse chain of {NAMES[m]} is not finite from step {step} of {steps} on."
+            f" The reverse chain of {NAMES[m]} is not finite from step {step} of {steps} down."
             for m, (step, steps) in found.items()
         )
 

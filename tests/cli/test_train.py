@@ -250,8 +250,9 @@ def test_a_modality_that_no_clip_has_is_left_out_and_said(tmp_path, capsys):
 
 
 def test_resume_takes_no_other_setting(finished, capsys):
-    assert train.main(["--resume", str(finished), "--epochs", "9"]) == 2
-    assert "--epochs" in sentence(capsys.readouterr())
+    for setting in (["--epochs", "9"], ["--lr", "0.001"]):  # its default too: the run may have another
+        assert train.main(["--resume", str(finished), *setting]) == 2
+        assert setting[0] in sentence(capsys.readouterr())
 
 
 def damage(checkpoint) -> None:

@@ -133,7 +133,7 @@ def test_synth(tmp_path, capsys, unaligned):
         (["check", "a.pkl", "--nonfinite", "drop"], 2, "nonfinite"),
         (["check", "absent.pkl"], 74, "absent.pkl: the file does not exist. Check the path."),
         (["check", "absent"], 74, "must end in"),
-        (["check", "."], 65, "must end in"),
+        (["check", "."], 74, "got a directory"),
         (["convert", "a.pkl"], 2, "out"),
         (["convert", "absent.pkl", "--out", "b.npz"], 74, "does not exist"),
         (["synth", "--like", "sims", "--out", "b.npz"], 2, "like"),

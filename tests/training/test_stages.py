@@ -281,7 +281,7 @@ def test_a_chain_that_is_not_finite_is_named_with_its_first_step(backend, step, 
         return Modulation(blocks, final + poison), cond_kv
 
     monkeypatch.setattr(denoiser, "conditioning", conditioning)
-    words = f"The reverse chain of vision is not finite from step {step} of 3 on."
+    words = f"The reverse chain of vision is not finite from step {step} of 3 down."
     with use_backend(backend), pytest.raises(NumericsError, match=f"L_C1 is nan in epoch 1, batch 0, S3. .* {words}$"):
         run_stage(stages, STAGE_3)
     assert moved(stages.model, before) == set()
@@ -292,7 +292,7 @@ def test_all_chains_that_are_not_finite_are_named():
     with torch.no_grad():
         for m in "tv":
             stages.model.hddm[m].denoiser.out.bias.fill_(math.inf)
-    words = "".join(f" The reverse chain of {name} is not finite from step 3 of 3 on." for name in ("text", "vision"))
+    words = "".join(f" The reverse chain of {name} is not finite from step 3 of 3 down." for name in ("text", "vision"))
     with pytest.raises(NumericsError, match=f"is nan in epoch 1, batch 0, S3. [^.]*[.]{words}$"):
         run_stage(stages, STAGE_3)
 
