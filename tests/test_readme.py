@@ -28,11 +28,11 @@ def test_every_linked_file_exists(repo_root):
 
 
 def test_every_documented_option_exists(repo_root):
-    from rohydr_fast import evaluate, report, sweep, train
+    from rohydr_fast import evaluate, export, report, sweep, train
     from rohydr_fast.sample import parser as sample_parser
 
     text = (repo_root / "README.md").read_text()
-    commands = {"train": train, "evaluate": evaluate, "sweep": sweep, "report": report}
+    commands = {"train": train, "evaluate": evaluate, "sweep": sweep, "report": report, "export": export}
     parsers = {name: module.parser() for name, module in commands.items()} | {"sample": sample_parser()}
     for command, parser in parsers.items():
         usage = re.search(rf"python -m rohydr_fast\.{command} .*?(?=\npython|\n```)", text, re.S).group()

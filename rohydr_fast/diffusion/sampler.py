@@ -1,6 +1,6 @@
 """Sampling with any denoiser of this package: ancestral (Eq. 2), or by a solver of `diffusion.solvers`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -107,17 +107,17 @@ def sample_many(
 
     Cost: one native call on "cpp" for all requests, and one for all gradients.
     """
-    return reverse_loops([_chain(request) for request in requests], backend=backend, max_memory=max_memory)
+    return reverse_loops([chain_of(request) for request in requests], backend=backend, max_memory=max_memory)
 
 
 @torch.no_grad()
 def undefined_steps(requests: Sequence[SampleRequest], *, backend: str | None = None) -> list[int | None]:
     """For each request, the first step whose result is not finite, or None; see `ops.reverse_loop`. Runs them again."""
-    return first_undefined_steps([_chain(request) for request in requests], backend=backend)
+    return first_undefined_steps([chain_of(request) for request in requests], backend=backend)
 
 
-def _chain(request: SampleRequest) -> Chain:
-    """x_K and everything else that a loop reads."""
+def chain_of(request: SampleRequest, draw: Callable = step_noise) -> Chain:
+    """x_K, which `draw` gives, and everything else that a loop reads."""
     denoiser, cond, token_mask = request.denoiser, request.cond, request.token_mask
     noise = request.noise
     if noise is None:
@@ -132,7 +132,7 @@ def _chain(request: SampleRequest) -> Chain:
         start = cond.new_empty((cond.shape[0], tokens, denoiser.channels), dtype=dtype)
         modulation, cond_kv = denoiser.conditioning(timesteps, cond)  # in `dtype`
         return Chain(
-            step_noise(start, noise, step=0, stream=philox.Stream.START),
+            draw(start, noise, step=0, stream=philox.Stream.START),
             denoiser.position(tokens).to(dtype),
             modulation,
             cond_kv,

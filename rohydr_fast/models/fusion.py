@@ -62,7 +62,7 @@ class FusionStack(nn.Module):
         x, mask = self._embed(target), causal_mask(target, target)
         for layer in self.layers[:-1]:
             x = layer(x, x, mask)
-        rows, last = torch.arange(len(x), device=x.device), (target.lengths - 1).clamp(min=0)
+        rows, last = torch.arange(x.shape[0], device=x.device), (target.lengths - 1).clamp(min=0)
         x = self.layers[-1](x[rows, last][:, None], x, mask[rows, :, last][:, :, None])
         return self.norm(x[:, 0])
 

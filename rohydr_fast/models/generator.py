@@ -62,6 +62,7 @@ class HDDM(nn.Module):
         key_mask: Tensor,
         noise: NoiseKey,
         *,
+        tokens: int | None = None,
         grad_steps: int | None = None,
     ) -> SampleRequest:
         """The reverse chain from Gaussian noise that recovers this modality (Eq. 2, or a solver), for `sample_many`.
@@ -69,13 +70,14 @@ class HDDM(nn.Module):
         Args:
             lengths: (B,) tokens to recover for each sample.
             encoded, key_mask: the condition, (B, S, W) and (B, S).
+            tokens: T, by default that of the longest.
             grad_steps: see `ops.reverse_loop`.
         """
         return SampleRequest(
             self.denoiser,
             encoded,
             key_mask=key_mask,
-            token_mask=token_mask(lengths, int(lengths.max())),
+            token_mask=token_mask(lengths, tokens),
             schedule=self.schedule,
             steps=self.steps,
             prediction=self.prediction,

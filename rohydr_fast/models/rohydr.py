@@ -77,7 +77,9 @@ class RoHyDR(nn.Module):
         for m, column in self.columns(wanted).items():
             kept = torch.where(column, lengths[m], 0)
             tokens = max(int(kept.max()), 1)  # T comes from what is read, not from how far the batch is padded
-            sequences[m] = self.extractors[m](x[m][:, :tokens], kept)
+            extracted = self.extractors[m](x[m][:, :tokens], kept)
+            # Under autocast too: recovery, its statistics and its kernels compute in the features' own dtype.
+            sequences[m] = extracted._replace(x=extracted.x.to(x[m].dtype))
         return sequences
 
     def conditions(
@@ -96,16 +98,32 @@ class RoHyDR(nn.Module):
                 continue
             others = {n: Sequence(*(part[rows] for part in s)) for n, s in sequences.items() if n != m}
             available = {n: ~columns[n][rows] for n in others}
-            lengths = self.recovery_lengths(m, others, available)
-            encoded = self.recovery.encode(rows, others, available, surveyed)
-            conditions[m] = Condition(rows, lengths, others, available, encoded)
+            conditions[m] = self.condition(m, rows, others, available, surveyed)
         return conditions
+
+    def condition(
+        self,
+        m: str,
+        rows: Tensor,
+        others: Sequences,
+        available: dict[str, Tensor],
+        surveyed: Any,
+        tokens: int | None = None,
+    ) -> Condition:
+        """What the samples `rows` (R,) have to recover `m` from; see `Condition` and `Recovery.survey`."""
+        lengths = self.recovery_lengths(m, others, available)
+        encoded = self.recovery.encode(rows, others, available, surveyed)
+        return Condition(rows, lengths, others, available, encoded, tokens)
+
+    def partners(self, m: str) -> tuple[str, ...]:
+        """The modalities whose tokens are aligned with those of `m`; the first that is available gives its lengths."""
+        group = next((group for group in self.config.aligned_groups if m in group), ())
+        return tuple(n for n in group if n != m)
 
     def recovery_lengths(self, m: str, others: Sequences, available: dict[str, Tensor]) -> Tensor:
         """(R,) tokens of a missing modality: an aligned available partner's, else the data set's typical length."""
         lengths = torch.full_like(next(iter(others.values())).lengths, self.config.recovery_lengths[m])
-        group = next((group for group in self.config.aligned_groups if m in group), ())
-        for n in reversed([n for n in group if n in others]):
+        for n in reversed([n for n in self.partners(m) if n in others]):
             lengths = torch.where(available[n], others[n].lengths, lengths)
         return lengths
 
@@ -128,6 +146,10 @@ class RoHyDR(nn.Module):
         generated = self.recovery.recover(
             conditions, sample_ids, seed=seed, grad_steps=grad_steps, max_memory=max_memory
         )
+        return self.reconstructed(conditions, generated)
+
+    def reconstructed(self, conditions: dict[str, Condition], generated: Sequences) -> dict[str, Recovered]:
+        """X_rec: UR of what a method of recovery gave, or that itself without UR (Eq. 4)."""
         return {
             m: Recovered(conditions[m].rows, x if self.ur is None else self.ur[m](x), x) for m, x in generated.items()
         }
@@ -172,7 +194,11 @@ class RoHyDR(nn.Module):
 
     def sentiment(self, sequences: Sequences, recovered: dict[str, Recovered]) -> Tensor:
         """The sentiment (B,) of what is available and what was recovered of the rest."""
-        fused = self.fusion(self.complete(sequences, recovered))
+        return self.sentiment_of(self.complete(sequences, recovered))
+
+    def sentiment_of(self, completed: Sequences) -> Tensor:
+        """The sentiment (B,) of a complete set of representations."""
+        fused = self.fusion(completed)
         return self.classifier.sentiment(self.classifier(self.refine(fused)))
 
     def recover(self, batch, available=None, *, samples: int = 1, seed: int = 0) -> "Inference":

@@ -21,8 +21,9 @@ class Sequence(NamedTuple):
         return token_mask(self.lengths, self.x.shape[1])
 
 
-def token_mask(lengths: Tensor, tokens: int) -> Tensor:
-    """(B, T) bool, True at the first `lengths` tokens of each row."""
+def token_mask(lengths: Tensor, tokens: int | None = None) -> Tensor:
+    """(B, T) bool, True at the first `lengths` tokens of each row. T is `tokens`, by default that of the longest."""
+    tokens = int(lengths.max()) if tokens is None else tokens
     return torch.arange(tokens, device=lengths.device) < lengths[:, None]
 
 

@@ -27,7 +27,7 @@ class AnchoredRecovery(NormalisedRecovery, DiffusionRecovery):
         self.regressor = nn.ModuleDict({m: Regressor(config) for m in config.modalities})
 
     def _recovered(self, m: str, x_0: Tensor, condition: Condition) -> Sequence:
-        anchor = self.regressor[m](condition.lengths, condition.encoded)
+        anchor = self.regressor[m](condition.lengths, condition.encoded, condition.tokens)
         x = self.norm[m].inverse(anchor + self.hddm[m].norm.inverse(x_0))
         return Sequence(zero_padding(x, token_mask(condition.lengths, x.shape[1])), condition.lengths)
 

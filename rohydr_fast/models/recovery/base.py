@@ -22,6 +22,11 @@ class Condition(NamedTuple):
     others: Sequences  # every other modality of these samples, (R, T, C)
     available: dict[str, Tensor]  # of the others, (R,) bool: this sample has it
     encoded: Any = None  # what `Recovery.encode` made of it, a tuple of tensors (R, ...) or None
+    tokens: int | None = None  # T to recover, where it is not that of the longest
+
+    def mask(self) -> Tensor:
+        """(R, T) bool, True at tokens to recover."""
+        return token_mask(self.lengths, self.tokens)
 
     def select(self, kept: Tensor) -> "Condition":
         """The condition of the samples where `kept` (R,) is True."""
@@ -141,6 +146,12 @@ class Recovery(nn.Module):
         """
         return {}
 
+    def freeze(self) -> None:
+        """Make constants of what depends on the trained parameters alone and that no exported graph can compute.
+
+        Nothing is trained or saved after it.
+        """
+
     def loss(self, given: Supervision) -> Tensor:
         """What the method learns from in stage 1 besides L_UR, (); summed over modalities."""
         return given.label.new_zeros(())
@@ -166,8 +177,7 @@ class Recovery(nn.Module):
 def zeros_for(condition: Condition) -> Sequence:
     """Zeros (R, T, C) in place of a condition's modality."""
     like = next(iter(condition.others.values())).x
-    tokens = int(condition.lengths.max())
-    return Sequence(like.new_zeros(len(condition.rows), tokens, like.shape[-1]), condition.lengths)
+    return Sequence(like.new_zeros(*condition.mask().shape, like.shape[-1]), condition.lengths)
 
 
 def shared_tokens(first: Sequence, second: Sequence) -> tuple[Tensor, Tensor, Tensor]:

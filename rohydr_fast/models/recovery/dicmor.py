@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...losses import class_of, masked_mean
-from ..sequences import Sequence, token_mask, zero_padding
+from ..sequences import Sequence, zero_padding
 from .base import Condition, Sequences, Supervision
 from .normalised import NormalisedRecovery
 
@@ -32,6 +32,7 @@ class FlowStep(nn.Module):
         self.enter, self.leave = nn.Linear(channels // 2, width), nn.Linear(width, channels)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.unmix: Tensor | None = None  # of a frozen step, the inverse of `mix`
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., C) to the latent (..., C), and the log-determinant (...)."""
@@ -46,7 +47,11 @@ class FlowStep(nn.Module):
         kept, moved = z.chunk(2, -1)
         log_scale, shift = self._coupling(kept)
         x = torch.cat([kept, moved * (-log_scale).exp() - shift], -1)
-        return torch.linalg.solve(self.mix, x.flatten(0, -2).T).T.view_as(x) * (-self.log_scale).exp() - self.bias
+        if self.unmix is None:
+            x = torch.linalg.solve(self.mix, x.flatten(0, -2).T).T.view_as(x)
+        else:
+            x = x @ self.unmix.T
+        return x * (-self.log_scale).exp() - self.bias
 
     def _coupling(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.leave(F.gelu(self.enter(kept))).chunk(2, -1)
@@ -98,16 +103,24 @@ class FlowRecovery(NormalisedRecovery):
         """The mean latent of what is available, through the inverse flow, (R, T, C); no gradient."""
         found = {}
         for m, condition in conditions.items():
-            mask = token_mask(condition.lengths, int(condition.lengths.max()))
+            mask = condition.mask()
             latent, count = 0, 0
             for n, sequence in condition.others.items():
                 has = (condition.available[n] & (sequence.lengths > 0))[:, None, None]
-                resampled = resample(Sequence(self.norm[n](sequence.x), sequence.lengths), condition.lengths)
+                normal = Sequence(self.norm[n](sequence.x), sequence.lengths)
+                resampled = resample(normal, condition.lengths, mask.shape[1])
                 latent = latent + torch.where(has, self.flow[n](resampled)[0], 0)
                 count = count + has.to(resampled)
             x = self.norm[m].inverse(self.flow[m].inverse(latent / count.clamp(min=1)))
             found[m] = Sequence(zero_padding(x, mask), condition.lengths)
         return found
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Invert the mixtures of channels: an exported graph solves no equations."""
+        for flow in self.flow.values():
+            for step in flow.steps:
+                step.unmix = torch.linalg.inv(step.mix)
 
     def loss(self, given: Supervision) -> Tensor:
         """Negative log-likelihood a channel of all ground truth of the batch, each clip under its class's prior."""
@@ -121,9 +134,12 @@ class FlowRecovery(NormalisedRecovery):
         return total
 
 
-def resample(sequence: Sequence, lengths: Tensor) -> Tensor:
-    """(B, T, C) with `lengths` tokens each, T the longest: token i is token floor(i old / new) of before."""
-    tokens = int(lengths.max())
+def resample(sequence: Sequence, lengths: Tensor, tokens: int | None = None) -> Tensor:
+    """(B, T, C) with `lengths` tokens each: token i is token floor(i old / new) of before.
+
+    T is `tokens`, by default that of the longest.
+    """
+    tokens = int(lengths.max()) if tokens is None else tokens
     i = torch.arange(tokens, device=lengths.device) * sequence.lengths[:, None] // lengths.clamp(min=1)[:, None]
     i = torch.minimum(i, (sequence.lengths - 1).clamp(min=0)[:, None])
     return sequence.x.gather(1, i[..., None].expand(-1, -1, sequence.x.shape[-1]))

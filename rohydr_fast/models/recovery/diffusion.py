@@ -3,19 +3,19 @@
 from torch import Tensor, nn
 
 from ...config import ModelConfig
-from ...diffusion.sampler import SampleRequest, sample_many, undefined_steps
+from ...diffusion.sampler import undefined_steps
 from ...diffusion.schedule import Schedule
 from ...ops.philox import derive_seed
 from ..generator import HDDM
 from ..sequences import Sequence
 from .base import Condition, Sequences, Supervision
-from .conditioned import ConditionedRecovery, ids_of, make_denoiser
+from .chained import ChainRecovery, Drawn, Requests
+from .conditioned import ids_of, make_denoiser
 
 
-class DiffusionRecovery(ConditionedRecovery):
+class DiffusionRecovery(ChainRecovery):
     """rohydr: conditional diffusion with a cross-attention denoiser, Eq. 3 for training and Eq. 2 for recovery."""
 
-    draws = True
     divides = True
     term = "L_HDDM"
 
@@ -44,20 +44,10 @@ class DiffusionRecovery(ConditionedRecovery):
         for m, hddm in self.hddm.items():
             hddm.norm.update(sequences[m].x.detach(), sequences[m].mask())
 
-    def recover(
-        self,
-        conditions: dict[str, Condition],
-        sample_ids: Tensor,
-        *,
-        seed: int,
-        grad_steps: int | None = None,
-        max_memory: int | None = None,
-    ) -> Sequences:
-        """x~_m^(0) by the reverse chain from Gaussian noise (Eq. 2), or a mean of several; all chains are one call."""
-        requests = self._requests(conditions, sample_ids, seed, grad_steps)
-        drawn = sample_many(list(requests.values()), max_memory=max_memory)
+    def finished(self, conditions: dict[str, Condition], drawn: Drawn) -> Sequences:
+        """x~_m^(0) of the reverse chain from Gaussian noise (Eq. 2), or the mean of several."""
         total: dict[str, Tensor] = {}
-        for (m, _), x_0 in zip(requests, drawn, strict=True):
+        for (m, _), x_0 in drawn.items():
             total[m] = total[m] + x_0 if m in total else x_0
         return {m: self._recovered(m, x_0 / self.averaged, conditions[m]) for m, x_0 in total.items()}
 
@@ -88,22 +78,23 @@ class DiffusionRecovery(ConditionedRecovery):
 
     def undefined_steps(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int) -> dict[str, tuple]:
         """The chains that leave the finite numbers."""
-        requests = self._requests(conditions, sample_ids, seed, grad_steps=0)
+        requests = self.requests(conditions, sample_ids, seed=seed, grad_steps=0)
         found: dict[str, tuple] = {}
         for (m, _), step in zip(requests, undefined_steps(list(requests.values())), strict=True):
             if step is not None:  # the chains of a mean run side by side: the last step to turn bad is told
                 found[m] = (max(step, found.get(m, (0,))[0]), self.hddm[m].steps)
         return found
 
-    def _requests(
-        self, conditions: dict[str, Condition], sample_ids: Tensor, seed: int, grad_steps: int | None
-    ) -> dict[tuple[str, int], SampleRequest]:
-        """By modality and draw; the first draw is the only one of a model that averages none."""
+    def requests(
+        self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, grad_steps: int | None = None
+    ) -> Requests:
+        """See `ChainRecovery.requests`; the first draw is the only one of a model that averages none."""
         requests = {}
         for m, condition in conditions.items():
             ids = ids_of(condition, sample_ids)
             for draw in range(self.averaged):
                 noise = self.hddm[m].noise_key(derive_seed(seed, draw) if draw else seed, ids)
-                request = self.hddm[m].request(condition.lengths, *condition.encoded, noise, grad_steps=grad_steps)
-                requests[m, draw] = request
+                requests[m, draw] = self.hddm[m].request(
+                    condition.lengths, *condition.encoded, noise, tokens=condition.tokens, grad_steps=grad_steps
+                )
         return requests

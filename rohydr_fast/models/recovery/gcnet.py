@@ -66,7 +66,7 @@ class GraphRecovery(PointRecovery):
             vector = self.norm[m](utterance(sequences[m]))
             parts += [torch.where(has[:, None], vector, 0), has[:, None].to(vector)]
         h = self.enter(torch.cat(parts, 1))
-        past, future = neighbours(conversation, len(h), h)
+        past, future = neighbours(conversation, h.shape[0], h)
         for layer in self.layers:
             h = layer(h, past, future)
         return self.leave(h)
@@ -81,7 +81,7 @@ class GraphRecovery(PointRecovery):
         for m, condition in conditions.items():
             place = self.modalities.index(m) * self.channels
             vector = condition.encoded.vectors[:, place : place + self.channels]
-            found[m] = self.unroll[m](self.norm[m].inverse(vector), condition.lengths)
+            found[m] = self.unroll[m](self.norm[m].inverse(vector), condition.lengths, condition.tokens)
         return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ... import losses
 from ...config import ModelConfig
-from ...diffusion.sampler import SampleRequest, sample_many
+from ...diffusion.sampler import SampleRequest
 from ...diffusion.schedule import ReverseTable
 from ...modalities import MODALITIES
 from ...ops import philox
@@ -17,7 +17,8 @@ from ...ops.reverse_loop import NoiseKey
 from ...ops.reverse_loop.reference import step_noise
 from ..sequences import Sequence, token_mask, zero_padding
 from .base import Condition, Sequences, Supervision
-from .conditioned import ConditionedRecovery, ids_of, make_denoiser
+from .chained import ChainRecovery, Drawn, Requests
+from .conditioned import ids_of, make_denoiser
 from .normalised import NormalisedRecovery
 
 SIGMA = 25.0
@@ -59,7 +60,7 @@ class VarianceExploding:
         return np.sqrt(1 + self.std(t) ** 2)
 
 
-class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
+class ScoreRecovery(NormalisedRecovery, ChainRecovery):
     """imder-style: a score-based generator for each modality, conditioned by cross-attention (the idea of IMDer).
 
     Kept: a variance-exploding SDE with sigma = 25, denoising score matching, Euler-Maruyama without a gradient, a
@@ -67,7 +68,6 @@ class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
     process differs), noise on the condition, frozen extractors trained before. This is not IMDer's program.
     """
 
-    draws = True
     divides = True
     term = "L_score"
 
@@ -79,20 +79,28 @@ class ScoreRecovery(NormalisedRecovery, ConditionedRecovery):
     @torch.no_grad()
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """A sample (R, T, C) of the reverse SDE, by one call of the reverse loop; no gradient."""
-        requests = []
+        return super().recover(conditions, sample_ids, seed=seed)
+
+    def requests(
+        self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, grad_steps: int | None = None
+    ) -> Requests:
+        """See `ChainRecovery.requests`."""
+        requests = {}
         for m, condition in conditions.items():
-            mask = token_mask(condition.lengths, int(condition.lengths.max()))
             tokens, key_mask = condition.encoded
-            request = SampleRequest(
-                self.denoiser[m], tokens, key_mask=key_mask, token_mask=mask, schedule=self.process, steps=self.steps,
-                noise=NoiseKey(seed, ids_of(condition, sample_ids), MODALITIES.index(m)),
+            requests[m, 0] = SampleRequest(
+                self.denoiser[m], tokens, key_mask=key_mask, token_mask=condition.mask(), schedule=self.process,
+                steps=self.steps, noise=NoiseKey(seed, ids_of(condition, sample_ids), MODALITIES.index(m)),
             )  # fmt: skip
-            requests.append(request)
-        drawn = sample_many(requests)
-        return {
-            m: Sequence(zero_padding(self.norm[m].inverse(x), request.token_mask), conditions[m].lengths)
-            for m, request, x in zip(conditions, requests, drawn, strict=True)
-        }
+        return requests
+
+    def finished(self, conditions: dict[str, Condition], drawn: Drawn) -> Sequences:
+        """See `ChainRecovery.finished`."""
+        found = {}
+        for (m, _), x in drawn.items():
+            lengths = conditions[m].lengths
+            found[m] = Sequence(zero_padding(self.norm[m].inverse(x), token_mask(lengths, x.shape[1])), lengths)
+        return found
 
     def loss(self, given: Supervision) -> Tensor:
         """Denoising score matching, weighted by the variance: the squared error of eps at a random t."""

@@ -71,10 +71,10 @@ class ImaginationRecovery(PointRecovery):
     def encode(self, rows: Tensor, others: Sequences, available: dict[str, Tensor], surveyed) -> Imagined:
         """What is given of the utterance vectors, and what the cascade imagines."""
         like = next(iter(others.values())).x
-        empty = like.new_zeros(len(like), self.channels)
+        empty = like.new_zeros(like.shape[0], self.channels)
         parts, known = [], []
         for m in self.modalities:
-            has = available[m] & (others[m].lengths > 0) if m in others else empty.new_zeros(len(empty)).bool()
+            has = available[m] & (others[m].lengths > 0) if m in others else empty[:, 0].bool()
             vector = self.norm[m](utterance(others[m])) if m in others else empty
             parts.append(torch.where(has[:, None], vector, 0))
             known.append(has[:, None].expand(-1, self.channels))
@@ -86,7 +86,7 @@ class ImaginationRecovery(PointRecovery):
         found = {}
         for m, condition in conditions.items():
             vector = self._vector(m, condition.encoded)
-            found[m] = self.unroll[m](self.norm[m].inverse(vector), condition.lengths)
+            found[m] = self.unroll[m](self.norm[m].inverse(vector), condition.lengths, condition.tokens)
         return found
 
     def loss(self, given: Supervision) -> Tensor:

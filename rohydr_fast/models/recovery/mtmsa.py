@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
-from ..sequences import Sequence, positions, token_mask, zero_padding
+from ..sequences import Sequence, positions, zero_padding
 from .base import Condition, Sequences
 from .conditioned import ConditionedRecovery
 from .normalised import PointRecovery
@@ -45,10 +45,10 @@ class TranslationRecovery(PointRecovery, ConditionedRecovery):
         hidden = ~key_mask
         hidden[:, 0] &= key_mask.any(1)
         source = self.encoder(zero_padding(tokens, key_mask), src_key_padding_mask=hidden)
-        mask = token_mask(condition.lengths, int(condition.lengths.max()))
+        mask = condition.mask()
         query = self.query[m] + positions(mask.shape[1], len(self.query[m]), tokens)
         target = self.decoder[m](
-            query.expand(len(mask), -1, -1), source, tgt_key_padding_mask=~mask, memory_key_padding_mask=hidden
+            query.expand(mask.shape[0], -1, -1), source, tgt_key_padding_mask=~mask, memory_key_padding_mask=hidden
         )
         x = self.norm[m].inverse(self.out[m](target))
         return Sequence(zero_padding(x, mask), condition.lengths)

@@ -22,9 +22,12 @@ class Regressor(nn.Module):
         self.denoiser = make_denoiser(config)
         self.step = config.train_steps
 
-    def forward(self, lengths: Tensor, encoded: Encoded) -> Tensor:
-        """(R, T, C); rows after a sample's length (R,) hold numbers without meaning."""
-        mask = token_mask(lengths, int(lengths.max()))
+    def forward(self, lengths: Tensor, encoded: Encoded, tokens: int | None = None) -> Tensor:
+        """(R, T, C); rows after a sample's length (R,) hold numbers without meaning.
+
+        T is `tokens`, by default that of the longest.
+        """
+        mask = token_mask(lengths, tokens)
         empty = encoded.tokens.new_zeros(*mask.shape, self.denoiser.channels)
         t = torch.full_like(lengths, self.step)
         return self.denoiser(empty, t, encoded.tokens, mask, encoded.key_mask)[0]
@@ -46,7 +49,8 @@ class RegressionRecovery(PointRecovery, ConditionedRecovery):
     def recover(self, conditions: dict[str, Condition], sample_ids: Tensor, *, seed: int, **limits) -> Sequences:
         """E[x_m | available] (R, T, C); gradients run through it."""
         recovered = {}
-        for m, (_, lengths, _, _, encoded) in conditions.items():
-            expected = self.norm[m].inverse(self.regressor[m](lengths, encoded))
+        for m, condition in conditions.items():
+            lengths = condition.lengths
+            expected = self.norm[m].inverse(self.regressor[m](lengths, condition.encoded, condition.tokens))
             recovered[m] = Sequence(zero_padding(expected, token_mask(lengths, expected.shape[1])), lengths)
         return recovered

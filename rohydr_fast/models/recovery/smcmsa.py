@@ -1,5 +1,7 @@
 """Recovery from similar clips of the training split."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,15 @@ NEIGHBOURS = 8
 
 TEMPERATURE = 0.1
 """Of the softmax over their cosine similarities."""
+
+
+class Bank(NamedTuple):
+    """What is remembered of one modality of N training clips."""
+
+    ids: Tensor  # (N,)
+    vectors: Tensor  # (N, C)
+    has: Tensor  # (N,) bool: the clip has the modality
+    centre: Tensor  # (C,) the mean of those
 
 
 class SimilarSampleRecovery(Recovery):
@@ -34,6 +45,7 @@ class SimilarSampleRecovery(Recovery):
         self.register_buffer("ids", torch.full((slots,), -1, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.modalities = config.modalities
+        self.frozen: dict[str, Bank] = {}  # by modality, see `freeze`
         for m in config.modalities:
             self.register_buffer(f"vectors_{m}", torch.zeros(slots, channels))
             self.register_buffer(f"has_{m}", torch.zeros(slots, dtype=torch.bool))
@@ -63,25 +75,33 @@ class SimilarSampleRecovery(Recovery):
 
     def _complete(self, m: str, condition: Condition, ids: Tensor) -> Tensor:
         """(R, C): the vectors of the most similar clips that have m, weighted by a softmax of their similarity."""
-        bank, has = self._bank(m)
-        similarity = bank.new_zeros(len(ids), len(bank))
+        bank = self._bank(m)
+        similarity = bank.vectors.new_zeros(ids.shape[0], len(bank.ids))
         shared = torch.zeros_like(similarity)
         for n, sequence in condition.others.items():
-            known, known_has = self._bank(n)
-            centre = known[known_has].mean(0) if known_has.any() else known.new_zeros(known.shape[1])
-            query = nn.functional.normalize(utterance(sequence) - centre, dim=1)
-            both = condition.available[n][:, None] & known_has
-            similarity = similarity + torch.where(both, query @ nn.functional.normalize(known - centre, dim=1).T, 0)
+            known = self._bank(n)
+            query = nn.functional.normalize(utterance(sequence) - known.centre, dim=1)
+            both = condition.available[n][:, None] & known.has
+            keys = nn.functional.normalize(known.vectors - known.centre, dim=1)
+            similarity = similarity + torch.where(both, query @ keys.T, 0)
             shared = shared + both
-        usable = has & (shared > 0) & (ids[:, None] != self.ids[: len(bank)])
+        usable = bank.has & (shared > 0) & (ids[:, None] != bank.ids)
         score = torch.where(usable, similarity / shared.clamp(min=1) / TEMPERATURE, -torch.inf)
-        score, nearest = score.topk(min(NEIGHBOURS, len(bank)), dim=1)
+        score, nearest = score.topk(min(NEIGHBOURS, len(bank.ids)), dim=1)
         weight = torch.softmax(score, 1).nan_to_num(0)  # nobody is usable: zeros
-        return (weight[..., None] * bank[nearest]).sum(1)
+        return (weight[..., None] * bank.vectors[nearest]).sum(1)
 
-    def _bank(self, m: str) -> tuple[Tensor, Tensor]:
+    def freeze(self) -> None:
+        """Cut the bank to what is in it, and compute its means."""
+        self.frozen = {m: self._bank(m) for m in self.modalities}
+
+    def _bank(self, m: str) -> Bank:
+        if self.frozen:
+            return self.frozen[m]
         filled = int(self.filled)
-        return getattr(self, f"vectors_{m}")[:filled], getattr(self, f"has_{m}")[:filled]
+        vectors, has = getattr(self, f"vectors_{m}")[:filled], getattr(self, f"has_{m}")[:filled]
+        centre = vectors[has].mean(0) if has.any() else vectors.new_zeros(vectors.shape[1])
+        return Bank(self.ids[:filled], vectors, has, centre)
 
     def _admit(self, ids: Tensor) -> None:
         """Give every clip of first sight a slot, as far as there are any.

@@ -24,9 +24,9 @@ class Unroll(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, vector: Tensor, lengths: Tensor) -> Sequence:
-        """`lengths` (R,) tokens."""
-        mask = token_mask(lengths, int(lengths.max()))
+    def forward(self, vector: Tensor, lengths: Tensor, tokens: int | None = None) -> Sequence:
+        """`lengths` (R,) tokens; T is `tokens`, by default that of the longest."""
+        mask = token_mask(lengths, tokens)
         hidden = self.enter(vector)[:, None] + positions(mask.shape[1], self.enter.out_features, vector)
         x = vector[:, None] + self.leave(torch.nn.functional.gelu(hidden))
         return Sequence(zero_padding(x, mask), lengths)

@@ -71,6 +71,17 @@ def next_history(x: Tensor, prediction: Tensor, history: Tensor, coefficients: T
     return c_hx * x + c_hp * prediction + c_hh * history
 
 
+def advance(
+    x: Tensor, history: Tensor | None, prediction: Tensor, v: Tensor, coefficients: Tensor, z: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x and the history after a step: `reverse_step` and, of a sampler with a history (B, T, C), its part of both."""
+    following = reverse_step(x, prediction, v, coefficients, z)
+    if history is None:
+        return following, None
+    following = following + coefficients[4].to(x.dtype) * history
+    return following, next_history(x, prediction, history, coefficients)
+
+
 def step_noise(x: Tensor, noise: NoiseKey, *, step: int, stream: philox.Stream) -> Tensor:
     """Unit normal numbers (B, T, C) of one step, element t * C + c of the sample's stream."""
     flat = philox.normal(
@@ -128,9 +139,5 @@ def reverse_loop(
                 x, position, row, cond_kv, weights, num_heads=num_heads, token_mask=token_mask, key_mask=key_mask
             )
             z = step_noise(x, noise, step=i, stream=philox.Stream.STEP) if i > 1 else None
-            following = reverse_step(x, prediction, v, coefficients[i - 1], z)
-            if history is not None:
-                following = following + coefficients[i - 1, 4].to(x.dtype) * history
-                history = next_history(x, prediction, history, coefficients[i - 1])
-            x = following
+            x, history = advance(x, history, prediction, v, coefficients[i - 1], z)
     return x
