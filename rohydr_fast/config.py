@@ -13,6 +13,7 @@ from .modalities import MODALITIES
 
 SWITCHES = ("hddm", "ur", "d", "mr")
 STRATEGIES = ("three-stage", "two-stage", "one-stage")
+PRECISIONS = ("float32", "bf16")
 LOSSES = ("nll", "kl", "hybrid")
 SAMPLERS = ("ancestral", "ddim", "dpm++2m", "unipc")
 PREDICTIONS = ("eps", "v", "x0")
@@ -178,6 +179,7 @@ class TrainConfig:
     seed: int = _option(1, "seed of weights, order, patterns, noise and dropout")
     backend: str = _option("auto", "auto, reference, cpp, triton or cuda")
     device: str = _option("cpu", "torch device")
+    precision: str = _option("float32", "float32, or bf16: PyTorch's layers under autocast, kernels are not")
     batch_size: int = _option(32, "clips in a batch")
     lr: float = _option(1e-3, "Adam's learning rate, both optimizers")
     weight_decay: float = _option(0.0, "Adam's weight decay")
@@ -213,6 +215,7 @@ class TrainConfig:
         _choice("method", self.method, METHODS)
         _choice("strategy", self.strategy, STRATEGIES)
         _choice("nonfinite", self.nonfinite, ("error", "zero"))
+        _choice("precision", self.precision, PRECISIONS)
         for name in ("lambda_g", "lr", "weight_decay", "clip", "dropout"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"{_flag(name)}: must be 0 or more, got {getattr(self, name)}. Change it.")

@@ -111,7 +111,8 @@ class StageRunner:
         index = self.stages.index(stage)
         seed = derive_seed(self.config.seed, epoch, index + 1)
         place = f"epoch {epoch}, batch {batch_index}, {stage.name}"
-        with seeded(derive_seed(seed, batch_index, team().rank)):
+        low = torch.autocast(batch.label.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with seeded(derive_seed(seed, batch_index, team().rank)), low:
             self.model.train()
             with span(f"{stage.name} forward"):
                 done = self._forward(stage, batch, seed)

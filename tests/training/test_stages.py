@@ -8,7 +8,8 @@ import torch
 
 from rohydr_fast import backend as use_backend
 from rohydr_fast import losses
-from rohydr_fast.config import TrainConfig
+from rohydr_fast.config import PARTS_ABSENT, TrainConfig
+from rohydr_fast.models.recovery import METHOD_CLASSES
 from rohydr_fast.models.rohydr import PARTS, RoHyDR
 from rohydr_fast.ops.reverse_loop import Modulation
 from rohydr_fast.training.stages import (
@@ -247,6 +248,30 @@ def test_a_stage_repeats_bit_for_bit():
     state = torch.get_rng_state()
     run_stage(first, STAGE_1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_CLASSES))
+def test_bf16_computes_layers_in_bfloat16_and_what_recovery_reads_in_float32(method):
+    without = ",".join(PARTS_ABSENT.get(method, ()))
+    batch = replace(stage_batch(), conversation=torch.tensor([[0, 1], [0, 2], [1, 1], [1, 2]]))
+    found = {}
+    for precision in ("float32", "bf16"):
+        config = TrainConfig(method=method, without=without, precision=precision, dropout=0.0)
+        stages, seen = runner(config, method=method, train_clips=10), []
+        for extractor in stages.model.extractors.values():
+            extractor.conv.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.dtype))
+        survey = stages.model.recovery.survey
+        stages.model.recovery.survey = lambda sequences, *rest, survey=survey, seen=seen: (
+            seen.extend(s.x.dtype for s in sequences.values()) or survey(sequences, *rest)
+        )
+        found[precision] = {
+            name: value for stage in stages.stages for name, value in run_stage(stages, stage, batch).items()
+        }
+        layers = torch.bfloat16 if precision == "bf16" else torch.float32
+        assert seen == ([layers] * 3 + [torch.float32] * 3) * 3
+        assert all(p.dtype == torch.float32 for p in stages.model.parameters())
+    assert found["bf16"] == pytest.approx(found["float32"], rel=0.2, abs=0.05)
+    assert found["bf16"] != found["float32"]
 
 
 def test_the_gradient_is_clipped_and_reported_before_clipping():
