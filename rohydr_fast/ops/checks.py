@@ -3,7 +3,10 @@
 They run in front of every call: a message is made only for a call that fails.
 """
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -26,8 +29,65 @@ def fail(op: str, argument: str, rule: str, got: object, advice: str) -> NoRetur
     raise UsageError(f"{op}: {argument} must {rule}, got {got}. {advice}")
 
 
+class _Stranger(Exception):
+    """An argument is no dense tensor, or no integer, where one is expected."""
+
+
+def _names_strangers(check: Callable) -> Callable:
+    """`check`, which takes its arguments for what they should be: where that fails, which one is something else."""
+    parameters = list(inspect.signature(check).parameters)
+
+    @functools.wraps(check)
+    def checked(op: str, *args, **options) -> None:
+        try:
+            check(op, *args, **options)
+        except UsageError:
+            raise
+        except Exception as error:
+            given = dict(zip(parameters[1:], args, strict=False)) | options
+            chain = given.pop("chain", None)
+            if chain is not None:
+                given = chain._asdict()
+            for name, value in given.items():
+                _name_stranger(op, name, value)
+            advice = "Compare them with the op's docstring."
+            fail(op, "the arguments", "be of the kinds that it takes", f"{type(error).__name__}: {error}", advice)
+
+    return checked
+
+
+_NUMBERS = ("num_heads", "grad_steps", "seed", "modality", "loss")
+_OPTIONAL = ("token_mask", "key_mask", "grad_steps")
+_TUPLES = {"weights": "BlockWeights or DenoiserWeights", "noise": "NoiseKey"}
+
+
+def _name_stranger(op: str, name: str, value: object) -> None:
+    """Refuse what is no dense tensor, down to the members of tuples and lists."""
+    last = name.rpartition(".")[2]
+    if value is None and last in _OPTIONAL:
+        return
+    if last in _NUMBERS:
+        if last != "loss" and not isinstance(value, int | np.integer):
+            fail(op, name, "be an integer", repr(value), "Convert it.")
+    elif hasattr(value, "_fields"):
+        for field in value._fields:
+            _name_stranger(op, f"{name}.{field}", getattr(value, field))
+    elif name in _TUPLES and not isinstance(value, list):
+        fail(op, name, f"be a {_TUPLES[name]}", type(value).__name__, _SEE)
+    elif isinstance(value, list | tuple):
+        for i, member in enumerate(value):
+            _name_stranger(op, f"{name}[{i}]", member)
+    elif not isinstance(value, Tensor):
+        fail(op, name, "be a tensor", type(value).__name__, _SEE)
+    elif value.is_nested or value.layout is not torch.strided:
+        got = "a nested one" if value.is_nested else value.layout
+        fail(op, name, "be a dense tensor", got, "Use .to_dense(), or pad it.")
+
+
 def check_heads(op: str, width: int, num_heads: int) -> None:
     """The width must divide into the heads."""
+    if not isinstance(num_heads, int | np.integer):
+        raise _Stranger
     if num_heads < 1 or width % num_heads != 0:
         advice = "Choose a width that is a multiple of the number of heads."
         fail(op, "num_heads", f"divide the width {width}", num_heads, advice)
@@ -45,6 +105,7 @@ def check_mask(op: str, argument: str, mask: Tensor | None, shape: tuple[int, in
     """A mask is None or a bool tensor of `shape` on the device of `like`."""
     if mask is None:
         return
+    _check_dense(mask)
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         got = f"{mask.dtype} with shape {tuple(mask.shape)}"
         fail(op, argument, f"be bool with shape {shape}", got, "True marks what exists.")
@@ -52,6 +113,7 @@ def check_mask(op: str, argument: str, mask: Tensor | None, shape: tuple[int, in
         fail(op, argument, f"be on {like.device}", mask.device, "Move it with .to().")
 
 
+@_names_strangers
 def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_mask: Tensor | None) -> None:
     """Queries (B, T, W), keys and values (B, S, W), S >= 1, mask (B, S)."""
     _check_float(op, "q", q, "(B, T, W)")
@@ -63,6 +125,7 @@ def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor, num_heads: int, ke
     check_mask(op, "key_mask", key_mask, (batch, k.shape[1]), q)
 
 
+@_names_strangers
 def check_block(op, x, modulation, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
     """Tokens (B, T, W), modulation (9, W) or (B, 9, W), condition (2, B, S, W), S >= 1, masks (B, T) and (B, S)."""
     _check_float(op, "x", x, "(B, T, W)")
@@ -77,6 +140,7 @@ def check_block(op, x, modulation, cond_kv, weights, num_heads, token_mask, key_
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[2]), x)
 
 
+@_names_strangers
 def check_denoiser(op, x, position, modulation, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
     """What `denoiser.reference.denoiser` says of its arguments; modulation of one row, or of 1 or B."""
     _check_float(op, "x", x, "(B, T, C)")
@@ -86,8 +150,10 @@ def check_denoiser(op, x, position, modulation, cond_kv, weights, num_heads, tok
     _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask)
 
 
+@_names_strangers
 def check_conditioning(op: str, features: Tensor, encoded: Tensor, weights, biases) -> None:
     """What `conditioning.reference.conditioning` says of its arguments."""
+    _check_dense(features)
     if features.dim() != 2 or not features.is_floating_point():
         fail(op, "features", "be (R, D) of a float dtype", _what(features), "Add a dimension, or convert it.")
     count = len(weights)
@@ -102,12 +168,14 @@ def check_conditioning(op: str, features: Tensor, encoded: Tensor, weights, bias
     shapes = [(rows, width) for rows in outputs]
     shapes[0] = (width, features.shape[1])
     for name, tensors, wanted in (("weights", weights, shapes), ("biases", biases, [(rows,) for rows in outputs])):
-        facts = [(tensor.dtype, tensor.device) for tensor in tensors]
-        if [t.shape for t in tensors] != wanted or facts.count((features.dtype, features.device)) != count:
+        facts = [(tensor.dtype, tensor.device, tensor.layout) for tensor in tensors]
+        known = facts.count((features.dtype, features.device, torch.strided))
+        if [t.shape for t in tensors] != wanted or known != count:
             for i, tensor in enumerate(tensors):
                 check_like(op, f"{name}[{i}]", tensor, wanted[i], features)
 
 
+@_names_strangers
 def check_chain(op: str, chain) -> None:
     """What `reverse_loop.reference.reverse_loop` says of its arguments, `chain` a `Chain` of that module."""
     _check_float(op, "x", chain.x, "(B, T, C)")
@@ -119,6 +187,7 @@ def check_chain(op: str, chain) -> None:
         fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
 
 
+@_names_strangers
 def check_diffusion_loss(
     op, x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, *, loss, num_heads, token_mask,
     key_mask,
@@ -173,7 +242,13 @@ def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_head
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[3]), x)
 
 
+def _check_dense(tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise _Stranger
+
+
 def _check_shape(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    _check_dense(tensor)
     if tensor.dim() == len(shape) and all([b is None or a == b for a, b in zip(tensor.shape, shape, strict=True)]):
         return
     sizes = ["any" if size is None else str(size) for size in shape]
@@ -182,6 +257,7 @@ def _check_shape(op: str, argument: str, tensor: Tensor, shape: tuple[int | None
 
 
 def _check_float(op: str, argument: str, tensor: Tensor, letters: str) -> None:
+    _check_dense(tensor)
     if tensor.dim() != 3 or not tensor.is_floating_point():
         fail(op, argument, f"be {letters} of a float dtype", _what(tensor), "Add a dimension, or convert it.")
 
@@ -225,7 +301,8 @@ def _fit(weights, shapes, like: Tensor) -> bool:
     dtypes = [weight.dtype for weight in weights]
     known = dtypes.count(like.dtype) + (dtypes.count(torch.bfloat16) if like.dtype != torch.bfloat16 else 0)
     there = [weight.device for weight in weights].count(like.device)
-    return [weight.shape for weight in weights] == shapes and known == there == len(shapes)
+    dense = [weight.layout for weight in weights].count(torch.strided)
+    return [weight.shape for weight in weights] == shapes and known == there == dense == len(shapes)
 
 
 def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Tensor) -> None:
@@ -242,6 +319,7 @@ def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Ten
 def _check_coefficients(op: str, coefficients: Tensor) -> int:
     """The number of steps K >= 1 of a finite table (K, 4), or (K, 8) with a history."""
     advice = "Use Schedule.table(K) with K >= 1."
+    _check_dense(coefficients)
     if coefficients.dim() != 2 or coefficients.shape[1] not in (4, 8) or not coefficients.is_floating_point():
         fail(op, "coefficients", "be (K, 4) or (K, 8) of a float dtype", _what(coefficients), advice)
     if coefficients.shape[0] < 1:
@@ -266,6 +344,8 @@ def _check_finite(op: str, argument: str, table: Tensor, advice: str) -> None:
 def _check_noise(op: str, noise, batch: int) -> None:
     """A `NoiseKey` for `batch` samples."""
     ids = noise.sample_ids
+    if isinstance(ids, Tensor):
+        _check_dense(ids)
     if not isinstance(ids, Tensor) or ids.dtype not in _INTEGERS or tuple(ids.shape) != (batch,):
         got = _what(ids) if isinstance(ids, Tensor) else type(ids).__name__
         fail(op, "noise.sample_ids", f"be an integer tensor ({batch},)", got, "Give one id for each sample of x.")
