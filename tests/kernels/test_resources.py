@@ -17,7 +17,7 @@ from .valid_calls import LOOPS, PARAMETERS, Call
 
 pytestmark = driver.needs_core
 
-CALLS = 30_000  # of seven operations, three of them ways back
+CALLS = 70_000  # of seven operations, three of them ways back
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="no /proc to read memory and threads from"
 )

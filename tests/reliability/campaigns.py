@@ -30,6 +30,7 @@ CAMPAIGNS = [
     Campaign("stops", "stopped in any stage and resumed is never stopped, bit for bit", 4, 1_000),
     Campaign("signals", "Ctrl-C and SIGTERM at any moment lose nothing, and the run goes on bit for bit", 4, 60),
     Campaign("disks", "a full, limited or read-only disk is exit code 74, and no checkpoint is harmed", 4, 90),
+    Campaign("restarts", "of two processes one is killed, both restart, and end bit for bit", 1, 10),
     Campaign("starts", "of processes that start in one directory one trains, the others name it", 8, 50),
     Campaign("kernel_cases", "a kernel is exact, and the same bits however it is called", 20_000, 200_000),
     Campaign("repeats", "the same call gives the same bits, on any number of threads", 25, 250),

@@ -1,12 +1,8 @@
-"""Several processes train as one does: the same losses, gradients and weights, also after one of them was killed."""
+"""Several processes train as one does: the same losses, gradients and weights. After a kill: tests.reliability."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +10,9 @@ import torch
 
 from rohydr_fast.data import containers
 from rohydr_fast.distributed import Processes, Team, joined, restarted, team
-from rohydr_fast.training.checkpoint import load_checkpoint
 from tests.small_data import small_tree
+
+from .torchrun import environment, run, steps, weights
 
 SETTINGS = ["--epochs", "2", "--steps", "2", "--dropout", "0", "--batch-size", "7"]  # 10 clips: batches of 7 and 3
 
@@ -25,29 +22,6 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "clips.npz"
     containers.write(small_tree(), str(path))
     return str(path)
-
-
-def command(processes: int, *arguments: str, module: str = "train", restarts: int = 0) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    launcher += [f"--max-restarts={restarts}"] if restarts else []
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", f"rohydr_fast.{module}", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(processes: int, *arguments: str, module: str = "train") -> subprocess.CompletedProcess:
-    line = command(processes, *arguments, module=module)
-    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
-
-
-def steps(path: Path) -> list[dict]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path / "checkpoints" / "last")[0]["model"]
 
 
 @pytest.mark.parametrize(
@@ -130,41 +104,6 @@ def test_what_cannot_be_shared_is_refused(data, tmp_path):
     done = run(2, "--data", data, *SETTINGS)
     assert done.returncode != 0 and "--out: must be given for several processes" in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def workers(launcher: int) -> list[int]:
-    """Processes that `launcher` has started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == launcher:
-            found.append(int(entry.parent.name))
-    return sorted(found)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the processes")
-def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(data, tmp_path):
-    settings = ["--data", data, "--missing-rate", "0.5", *SETTINGS, "--epochs", "6"]
-    assert run(2, *settings, "--out", str(tmp_path / "whole")).returncode == 0
-    broken = tmp_path / "broken"
-    line = command(2, *settings, "--out", str(broken), restarts=2)
-    launched = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (broken / "checkpoints" / "last").exists() or len(steps(broken)) < 4:
-            assert launched.poll() is None and time.monotonic() < deadline, launched.communicate()[1]
-            time.sleep(0.02)
-        os.kill(workers(launched.pid)[-1], signal.SIGKILL)
-        _, errors = launched.communicate(timeout=240)
-    finally:
-        launched.kill()
-    assert launched.returncode == 0, errors
-    whole, after = weights(tmp_path / "whole"), weights(broken)
-    assert all(torch.equal(whole[name], after[name]) for name in whole)
-    assert (broken / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
 def test_alone_nothing_is_divided():
