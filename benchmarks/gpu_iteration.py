@@ -13,7 +13,7 @@ from training_iteration import Iteration
 from rohydr_fast.diffusion.process import denoising_loss
 from rohydr_fast.diffusion.sampler import sample_many
 from rohydr_fast.models import generator
-from rohydr_fast.models.recovery import diffusion as recovery
+from rohydr_fast.models.recovery import chained as recovery
 from rohydr_fast.ops.registry import select
 
 MOST_SECONDS, MOST_REPETITIONS = 12.0, 3

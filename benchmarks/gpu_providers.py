@@ -15,7 +15,7 @@ from sampling_problem import PREDICTION, Problem
 from sampling_providers import HoistedStep
 from torch import Tensor
 
-from rohydr_fast.diffusion.sampler import SampleRequest, _chain
+from rohydr_fast.diffusion.sampler import SampleRequest, chain_of
 from rohydr_fast.ops.reverse_loop import reverse_loops
 from rohydr_fast.ops.reverse_loop.graphed import record
 
@@ -62,7 +62,7 @@ def build_forward(name: str, problem: Problem, few: Problem) -> Contender:
 
 def _own(backend: str, problem: Problem, few: Problem, *, exact: bool) -> Contender:
     with torch.no_grad():
-        chain = _chain(request_of(problem))
+        chain = chain_of(request_of(problem))
 
     def queued() -> Tensor:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from gpu_problem import DTYPES, Cell, Settings
 from gpu_providers import request_of
 from torch.utils._pytree import tree_map_only
 
-from rohydr_fast.diffusion.sampler import _chain
+from rohydr_fast.diffusion.sampler import chain_of
 from rohydr_fast.ops.reverse_loop import reverse_loops
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     for width in (64, 128):
         for name in DTYPES:
             problem = Settings(device="cpu", blocks=2).problem(Cell("forward", width, 2, name), 3)
-            chain = _chain(request_of(problem))
+            chain = chain_of(request_of(problem))
             moved = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cuda(), chain)
             x_0 = reverse_loops([moved], backend="cuda")[0].cpu()
             right &= bool(x_0.isfinite().all())

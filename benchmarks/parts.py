@@ -18,7 +18,7 @@ from rohydr_fast.models.fusion import Fusion
 from rohydr_fast.models.generator import HDDM
 from rohydr_fast.models.heads import Classifier, Discriminator
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
-from rohydr_fast.models.recovery import diffusion as recovery
+from rohydr_fast.models.recovery import chained as recovery
 from rohydr_fast.models.rohydr import RoHyDR
 from rohydr_fast.training import trainer as trainer_module
 

@@ -22,7 +22,7 @@ from rohydr_fast.diffusion.sampler import SampleRequest
 from rohydr_fast.diffusion.schedule import ReverseTable, Schedule
 from rohydr_fast.models import generator
 from rohydr_fast.models.denoiser import Denoiser
-from rohydr_fast.models.recovery import diffusion as recovery
+from rohydr_fast.models.recovery import chained as recovery
 from rohydr_fast.ops.philox import Stream
 from rohydr_fast.ops.reverse_loop import NoiseKey
 from rohydr_fast.ops.reverse_loop.reference import reverse_step

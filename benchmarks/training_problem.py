@@ -11,7 +11,7 @@ from rohydr_fast import losses
 from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.generator import HDDM
-from rohydr_fast.models.recovery import diffusion as recovery
+from rohydr_fast.models.recovery import chained as recovery
 from rohydr_fast.models.sequences import Sequence
 from rohydr_fast.ops.reverse_loop import NoiseKey
 

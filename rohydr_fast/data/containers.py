@@ -34,7 +34,8 @@ def check_suffix(path: str) -> str:
         return suffix
     if Path(path).is_dir():
         raise FileAccessError(f"{path}: must be a data file, got a directory. Name a file in it.")
-    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {suffix or 'none'}"
+    got = repr(suffix) if suffix else "no suffix"
+    rule = f"a data file's name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {got}"
     remedy = "Rename it, or use the word synthetic for generated data."
     error = DataError if Path(path).exists() else FileAccessError
     raise error(f"{path}: {rule}. {remedy}")

@@ -41,7 +41,8 @@ def test_workers_of_a_data_loader_compute_the_same_bits(start, threads):
 
 
 LONG = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may ignore it
 from tests.kernels import cases, driver
 arguments = cases.reverse_loop_case(5, largest_width=64, samples=8, tokens=70, steps=100, scale=0.3)
 expected = driver.native("reverse_loop", arguments)
