@@ -4,6 +4,7 @@ Each case draws an operation, its sizes (0 to 300 tokens and keys), masks, scale
 aligned address, an instruction set and a number of threads. `driver.native` watches inputs, guards and padding.
 """
 
+import math
 import os
 from collections import Counter
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from rohydr_fast import backend
+from rohydr_fast import backend as package_backend
 from tests.kernels import backward, cases, driver
 from tests.kernels.test_accuracy import CAPS, FLOOR_ULPS, check, error
 from tests.kernels.test_backward_accuracy import Exact
 from tests.kernels.test_extremes import scaled
-from tests.ops.gradient_cases import LEAST_WIDTH, direction, result
+from tests.ops.gradient_cases import LEAST_WIDTH, direction, gradients, result
+from tests.ops.test_gradients import CAPS as GRADIENT_CAPS
+from tests.ops.test_gradients import named_errors
 from tests.ops.test_library import VARIANTS
 
 FLOOR = FLOOR_ULPS * torch.finfo(torch.float32).eps
@@ -82,7 +85,7 @@ def is_exact(case: Case) -> str:
 
 
 def has_exact_gradients(case: Case) -> str:
-    """Gradients of every input under the hard cap, with a NaN in the gradient of what is padding."""
+    """Gradients of every input under the hard cap, or by the rule, with a NaN in the gradient of what is padding."""
     if case.operation not in backward.OPERATIONS or not case.real.any():
         return is_exact(case)
     if case.arguments["cond_kv"].shape[-1] < LEAST_WIDTH:
@@ -91,7 +94,14 @@ def has_exact_gradients(case: Case) -> str:
     given = direction(case.operation, case.arguments, torch.nan)
     options = {"threads": case.threads, "offset": case.offset, "kept": bool(case.rng.integers(2))}
     with instruction_set(case.isa):
-        exact.errors(backward.gradients(case.operation, case.arguments, given, **options))
+        found = backward.gradients(case.operation, case.arguments, given, **options)
+    furthest = max(exact.errors(found, cap=math.inf).values())
+    if furthest > GRADIENT_CAPS[case.operation]:  # a problem that float32 cannot solve: PyTorch must be as far off
+        with package_backend("reference"):
+            own = gradients(case.operation, case.arguments, direction(case.operation, case.arguments))
+        limit = 3 * max(named_errors(own, exact.values).values())
+        assert furthest <= limit, f"error {furthest:.2e}, three times PyTorch's is {limit:.2e}"
+        return "gradients as exact as PyTorch's"
     return "exact gradients"
 
 
@@ -173,7 +183,7 @@ def does_not_depend_on_strides(case: Case) -> str:
     """Through the public function: inputs strided, offset, misaligned, from a flip or with torch's negative bit."""
     variant = case.pick(VARIANTS)
     moved = tree_map_only(torch.Tensor, lambda x: variant(x) if x.numel() and x.dim() else x, case.arguments)
-    with instruction_set(case.isa), torch.no_grad(), backend("cpp"):
+    with instruction_set(case.isa), torch.no_grad(), package_backend("cpp"):
         found, expected = result(case.operation, moved), result(case.operation, case.arguments)
     assert driver.same_bits(found, expected), f"{variant.__name__} inputs change a bit"
     return "same bits of other strides"
