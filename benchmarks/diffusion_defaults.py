@@ -20,6 +20,7 @@ from rohydr_fast.evaluation.metrics import metrics
 from rohydr_fast.evaluation.predict import evaluation_missing, predict
 from rohydr_fast.evaluation.recovery import recovery_quality
 from rohydr_fast.training.experiment import missing_spec
+from rohydr_fast.training.interrupt import StopRequest
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
 from rohydr_fast.training.trainer import Trainer
@@ -31,8 +32,9 @@ def run(config: TrainConfig, dataset) -> dict[str, float]:
     """Train once; return what the table shows."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(dataset, config, missing_spec(config), RunDirectory.create(Path(folder) / "run", "run"))
-        with Progress(config.max_epochs(), len(trainer.batches(1)), interval=1e9) as progress:
-            trainer.fit(progress)
+        progress = Progress(config.max_epochs(), len(trainer.batches(1)), interval=1e9)
+        with progress, StopRequest() as stop:
+            trainer.fit(progress, stop)
     split, model = dataset.valid, trainer.model
     missing = evaluation_missing(trainer.spec, split, model.config.modalities, seed=config.seed)
     found = metrics(predict(model, dataset, split, missing, seed=config.seed).mean, split.labels)

@@ -9,6 +9,7 @@ from presets import Preset
 from training_iteration import make_config, mosi, training_flop
 
 from rohydr_fast.training.experiment import missing_spec
+from rohydr_fast.training.interrupt import StopRequest
 from rohydr_fast.training.progress import Progress
 from rohydr_fast.training.run_directory import RunDirectory
 from rohydr_fast.training.trainer import Trainer
@@ -34,8 +35,9 @@ class Epoch:
         with tempfile.TemporaryDirectory() as folder, method.installed():
             trainer = self._trainer(Path(folder) / "run")
             optimizers = [trainer.optimizer, trainer.optimizer_d]
-            with timed_parts(optimizers) as clock, Progress(1, self.batches(), interval=SECONDS_BETWEEN_LINES) as shown:
-                trainer.fit(shown)
+            shown = Progress(1, self.batches(), interval=SECONDS_BETWEEN_LINES)
+            with timed_parts(optimizers) as clock, shown, StopRequest() as stop:
+                trainer.fit(shown, stop)
         parts = {name: clock.seconds[name] for name in PARTS if name != REST}
         return trainer.train_seconds, parts | {REST: trainer.train_seconds - sum(parts.values())}
 

@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -45,6 +46,26 @@ def _code_and_sentence(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return EXIT_IO, _file_sentence(error)
     return getattr(error, "exit_code", EXIT_SIGINT), "interrupted."
+
+
+def add_output(parser: Parser, what: str) -> None:
+    """The options --out and --overwrite, see `new_file`."""
+    parser.add_argument("--out", type=str, required=True, help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def new_file(options: Namespace, *suffixes: str) -> Path:
+    """The file that --out names.
+
+    Raises:
+        UsageError: its name ends in none of `suffixes`, or it exists and --overwrite was not given.
+    """
+    out = Path(options.out)
+    if out.suffix not in suffixes:
+        raise UsageError(f"--out: must end in {' or '.join(suffixes)}, got {out.name!r}. Rename it.")
+    if out.exists() and not options.overwrite:
+        raise UsageError(f"--out: must be a new file, got {out}, which exists. Use another name, or --overwrite.")
+    return out
 
 
 def print_json(document: dict) -> None:

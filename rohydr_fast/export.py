@@ -1,12 +1,8 @@
 """``python -m rohydr_fast.export``: a trained model as a file for onnxruntime or torch, for one set of modalities."""
 
 import sys
-from pathlib import Path
 
-from .cli import Parser, make_parser, print_json, run
-from .errors import UsageError
-
-SUFFIXES = (".onnx", ".pt2")
+from .cli import Parser, add_output, make_parser, new_file, print_json, run
 
 
 def parser() -> Parser:
@@ -18,8 +14,7 @@ def parser() -> Parser:
     result.add_argument(
         "--available", type=str, required=True, help="set of modalities that the clips have, such as a,t"
     )
-    result.add_argument("--out", type=str, required=True, help="new .onnx file, or .pt2 for torch.export.load")
-    result.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    add_output(result, "new .onnx file, or .pt2 for torch.export.load")
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
 
@@ -30,11 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
-    out = Path(options.out)
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out: must end in {' or '.join(SUFFIXES)}, got {out.name!r}. Rename it.")
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"--out: must be a new file, got {out}, which exists. Use another name, or --overwrite.")
+    out = new_file(options, ".onnx", ".pt2")
     from .exporting import save_onnx, save_program
     from .modalities import parse_available
     from .pretrained import load

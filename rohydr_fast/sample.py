@@ -2,9 +2,8 @@
 
 import sys
 import types
-from pathlib import Path
 
-from .cli import Parser, make_parser, print_json, run
+from .cli import Parser, add_output, make_parser, new_file, print_json, run
 from .errors import UsageError
 from .modalities import NAMES
 
@@ -17,14 +16,13 @@ def parser() -> Parser:
     result.add_argument("file", type=str, help="a file in MMSA's schema (.pkl, .npz, .safetensors), or synthetic")
     result.add_argument("--model", type=str, required=True, help="a run, a directory of save_pretrained, or a hub name")
     result.add_argument("--available", type=str, help="set of modalities to read, such as a,t (default: all there are)")
-    result.add_argument("--out", type=str, required=True, help="new .safetensors file")
+    add_output(result, "new .safetensors file")
     result.add_argument("--split", type=str, default="test", help="train, valid or test")
     result.add_argument("--samples", type=int, default=1, help="recoveries drawn for each clip")
     result.add_argument("--seed", type=int, default=0, help="of the noise")
     result.add_argument("--nonfinite", type=str, default="error", help="NaN and infinities in features: error, or zero")
     result.add_argument("--backend", type=str, default="auto", help="auto, reference, cpp, triton or cuda")
     result.add_argument("--device", type=str, default="cpu", help="torch device")
-    result.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
 
@@ -35,11 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(options) -> None:
-    out = Path(options.out)
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out: must end in .safetensors, got {out.name!r}. Rename it.")
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"--out: must be a new file, got {out}, which exists. Use another name, or --overwrite.")
+    out = new_file(options, ".safetensors")
     if options.split not in ("train", "valid", "test"):
         raise UsageError(f"--split: must be train, valid or test, got {options.split!r}. Choose one of them.")
     from .data.loading import load as load_data

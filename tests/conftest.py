@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.cuda_sim import executed
+from tests.threads import one_thread
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -40,10 +41,8 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def one_thread():
-    """Small networks: a second OpenMP thread costs more than it brings, and the machine may be busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(name="one_thread")
+def _one_thread():
+    """See `tests.threads`."""
+    with one_thread():
+        yield

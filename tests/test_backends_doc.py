@@ -1,18 +1,15 @@
 """The example of docs/backends.md must work as shown; in a process of its own, which keeps what it registers."""
 
 import re
-import subprocess
-import sys
+
+from .documents import python_of, run_python
 
 
 def test_the_example_runs_as_shown(repo_root):
-    text = (repo_root / "docs" / "backends.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
-    code += "\nassert 'mine' not in str(rf.explain('cross_attention'))\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    path = repo_root / "docs" / "backends.md"
+    code, text = python_of(path), path.read_text()
+    printed = run_python(code + "\nassert 'mine' not in str(rf.explain('cross_attention'))\n", repo_root).splitlines()
     shown = re.search(r"prints\n\n```\n(.*?)```", text, re.S).group(1).splitlines()
-    printed = done.stdout.splitlines()
     assert [line.split()[0] for line in printed[: len(shown)]] == [line.split()[0] for line in shown]
     assert printed[len(shown) - 1].startswith("  mine      yes  numpy ")
     assert "got 'mine', which is not: mine computes float32, and these are torch.float64. Usable: " in printed[-1]

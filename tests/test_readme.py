@@ -1,23 +1,20 @@
 """What README shows must work as shown."""
 
 import re
-import subprocess
-import sys
+
+from .documents import python_of, run_python
 
 
 def test_the_python_examples_run_one_after_the_other(repo_root):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text(), re.S))
+    code = python_of(repo_root / "README.md")
     code += "\nassert sentiment.shape == (4,) and sentiment.isfinite().all()"
     code += "\nassert x_0.shape == (8, 50, 32) and x_0.isfinite().all()\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(code, repo_root)
 
 
 def test_the_tutorial_runs_as_shown(repo_root, tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (repo_root / "docs" / "tutorial.md").read_text(), re.S))
-    code += "\nassert found.prediction.shape == (8,) and (found.low < found.high).all()\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code = python_of(repo_root / "docs" / "tutorial.md")
+    run_python(code + "\nassert found.prediction.shape == (8,) and (found.low < found.high).all()\n", tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"tutorial", "results.csv", "recovered.svg", "mine.npz", "mine", "shared"}
 

@@ -34,7 +34,8 @@ class Extractor(nn.Module):
         x = zero_padding((features - self.feature_mean) / self.feature_std, mask)
         x = self.conv(self.dropout(x).transpose(1, 2)).transpose(1, 2)  # (B, T, C)
         x = _stepped(self.lstm, x, lengths) if torch.compiler.is_exporting() else _packed(self.lstm, x, lengths)
-        return Sequence(zero_padding(x, mask), lengths)
+        # Under autocast too: recovery, its statistics and its kernels compute in the model's own dtype.
+        return Sequence(zero_padding(x.to(self.feature_mean.dtype), mask), lengths)
 
 
 def _packed(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:

@@ -77,9 +77,7 @@ class RoHyDR(nn.Module):
         for m, column in self.columns(wanted).items():
             kept = torch.where(column, lengths[m], 0)
             tokens = max(int(kept.max()), 1)  # T comes from what is read, not from how far the batch is padded
-            extracted = self.extractors[m](x[m][:, :tokens], kept)
-            # Under autocast too: recovery, its statistics and its kernels compute in the features' own dtype.
-            sequences[m] = extracted._replace(x=extracted.x.to(x[m].dtype))
+            sequences[m] = self.extractors[m](x[m][:, :tokens], kept)
         return sequences
 
     def conditions(

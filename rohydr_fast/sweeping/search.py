@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..evaluation.tables import UNDEFINED
 from ..ops.registry import backend
 from ..training.experiment import missing_spec, read_dataset
+from ..training.interrupt import StopRequest
 from ..training.progress import Progress
 from ..training.run_directory import RunDirectory, write_atomic
 from ..training.trainer import Trainer
@@ -61,8 +62,9 @@ def search(base: TrainConfig, *, trials: int, seed: int, out: Path) -> Found:
         run = RunDirectory.create(out / f"trial{trial.number}-{os.getpid()}", "trial")
         run.write_config(asdict(config))
         trainer = Trainer(dataset, config, missing_spec(config), run)
-        with run.lock(), backend(config.backend), Progress(config.max_epochs(), len(trainer.batches(1))) as progress:
-            trainer.fit(progress)
+        progress = Progress(config.max_epochs(), len(trainer.batches(1)))
+        with run.lock(), backend(config.backend), StopRequest() as stop, progress:
+            trainer.fit(progress, stop)
         return trainer.cursor.best_mae
 
     ended = (optuna.trial.TrialState.COMPLETE,)

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -100,22 +99,20 @@ class Trainer:
             modalities=self.model.config.modalities,
         )
 
-    def fit(self, progress: Progress, stop: StopRequest | None = None) -> None:
+    def fit(self, progress: Progress, stop: StopRequest) -> None:
         """Train to the end, or until validation stops improving.
 
         Args:
-            stop: one that listens already; by default one listens while this runs.
+            stop: one that listens already.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM; the step is finished and a checkpoint written.
             NumericsError: a loss or gradient is not finite.
         """
-        with StopRequest() if stop is None else nullcontext(stop) as stop:
-            while True:
-                self._stop_if_asked(stop)  # what came before the first step, or in a validation
-                if self.cursor.finished:
-                    return
-                self._epoch(progress, stop)
+        self._stop_if_asked(stop)  # what came before the first step
+        while not self.cursor.finished:
+            self._epoch(progress, stop)
+            self._stop_if_asked(stop)  # what came in a validation
 
     def _epoch(self, progress: Progress, stop: StopRequest) -> None:
         cursor, split = self.cursor, self.dataset.train

@@ -88,7 +88,6 @@ class Values:
 
 def run(count: int, seed: int) -> dict[str, int | str]:
     """`count` calls, each with one argument replaced."""
-    torch.set_num_threads(1)
     values, counts = Values(seed), Counter()
     torch.manual_seed(seed)
     valid = {operation: make() for operation, make in OPERATIONS.items()}

@@ -12,7 +12,6 @@ SIZES = {"samples": 6, "tokens": 9, "keys": 11, "largest_width": 48}
 
 def run(count: int, seed: int) -> dict[str, int | str]:
     """`count` calls of every operation and way back on every instruction set."""
-    torch.set_num_threads(1)
     repeated = 0
     for isa in driver.ISAS:
         for operation in cases.CASES:

@@ -3,11 +3,8 @@
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-
-import torch
 
 from rohydr_fast import train
 from rohydr_fast.data import containers
@@ -32,8 +29,8 @@ def small_run(folder: Path, epochs: int = 2) -> list[str]:
 
 
 def train_here(*options: str) -> tuple[int, str]:
-    """Run the command in this process, on one thread: its exit code and what it printed to stderr."""
-    with one_thread(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
+    """Run the command in this process: its exit code and what it printed to stderr."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
         return train.main(list(options)), errors.getvalue()
 
 
@@ -54,14 +51,3 @@ def assert_same(found: dict[str, bytes], expected: dict[str, bytes], where: str)
     """Whether two runs have the same `results`."""
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     assert not different, f"{where}: {', '.join(different)} differ from those of the unbroken run"
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums over several threads may round in another order; and small networks are faster on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

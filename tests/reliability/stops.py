@@ -14,7 +14,7 @@ from rohydr_fast.training.stages import StageRunner
 from tests.small_data import small_dataset
 from tests.training.interrupting import signal_in_stage
 
-from .runs import assert_same, one_thread, results
+from .runs import assert_same, results
 
 SETTINGS = dict(epochs=2, batch_size=4, steps=2)  # 10 clips: 3 batches of up to 3 stages
 VARIANTS = [
@@ -35,7 +35,7 @@ def run(count: int, seed: int) -> dict[str, int | str]:
     share = math.ceil(count / len(variants))
     counts = {"settings": 0, "moments": 0, "stopped and resumed": 0}
     for variant in generator.sample(variants, min(count, len(variants))):
-        with tempfile.TemporaryDirectory() as folder, one_thread(), redirect_stderr(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
             config = TrainConfig(**SETTINGS, **variant)
             with signal_in_stage(StageRunner, 0) as begun:
                 start(config, Path(folder) / "whole", small_dataset())

@@ -9,4 +9,5 @@ from .campaigns import CAMPAIGNS
 def test_the_promise_is_kept(campaign):
     counts = campaign.run(campaign.few, seed=1)
     assert counts, "nothing was counted"
-    print(campaign.promise, counts)
+    if "skipped" in counts:
+        pytest.skip(f"{campaign.module}: {counts['skipped']}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def make_trainer(tmp_path):
 
 
 def fit(trainer: Trainer, stop: StopRequest | None = None) -> None:
-    with Progress(2, 2, stream=open(os.devnull, "w"), interval=1e9) as progress:
+    listening = StopRequest() if stop is None else nullcontext(stop)
+    with Progress(2, 2, stream=open(os.devnull, "w"), interval=1e9) as progress, listening as stop:
         trainer.fit(progress, stop)
 
 
