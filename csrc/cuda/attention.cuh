@@ -136,11 +136,31 @@ struct Softmax {
   }
 };
 
+// What the way back reads of each row and head, two numbers: the logarithm to 2 of the sum of its weights, so that its
+// weights P are 2^(score - that), and D, see attention_backward.cuh.
+struct AttentionSums {
+  float* data;
+  int rows;  // of all heads, one after the other
+
+  __device__ float* at(int row, int head) const { return data + (head * rows + row) * 2; }
+  __device__ AttentionSums from(int row) const { return {data + 2 * row, rows}; }
+  // Of rows lane / 4 + 8 h, by one lane of each; without a key there is no weight.
+  __device__ void keep(int head, int lane, const float (&most)[2], const float (&inverse)[2]) const {
+    if (lane % 4 != 0) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      *at(lane / 4 + 8 * h, head) = inverse[h] > 0.0f ? most[h] - log2f(inverse[h]) : INFINITY;
+    }
+  }
+};
+
 // Q and the result: 16 rows in shared memory. `head` has `size` channels; KC tiles of channels hold them, and where
 // that is one tile of several heads, the others' channels of Q are taken as 0 and the others' results are not written.
-template <int KC, class Keys>
-__device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int ldt, int head, int size, int lane) {
-  constexpr int kTiles = KC == 4 ? 2 : 4;  // of 16 keys in a chunk: heads of 64 channels take more registers
+// With kKeep `sums` of the 16 rows are written.
+template <int KC, bool kKeep, class Keys>
+__device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int ldt, int head, int size, int lane,
+                       const AttentionSums& sums) {
+  constexpr int kTiles = KC == 4 || (KC == 2 && kKeep) ? 2 : 4;  // of 16 keys in a chunk, as registers suffice
   const int first = head * size / kTile, within = head * size % kTile;
   std::uint32_t rows[KC][4];
 #pragma unroll
@@ -197,6 +217,7 @@ __device__ void attend(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int l
     reader.advance(kTiles);
   }
   const float inverse[2] = {keys.count > 0 ? 1.0f / sum[0] : 0.0f, keys.count > 0 ? 1.0f / sum[2] : 0.0f};
+  if (kKeep) sums.keep(head, lane, softmax.most, inverse);
   Bf16* const place = to + lane / 4 * ldt + first * kTile + lane % 4 * 2;
 #pragma unroll
   for (int c = 0; c < KC; ++c) {
@@ -215,8 +236,9 @@ __device__ inline float dot4(const float4& a, const float4& b, float sum) {
 
 // The same in float32: a thread has the same keys of its two rows, for all channels, which come four at a time; its
 // part of the result is added to those of its three neighbours, and one of them keeps the sum.
-template <class Keys>
-__device__ void attend(const float* q, int ldq, const Keys& keys, float* to, int ldt, int head, int size, int lane) {
+template <bool kKeep, class Keys>
+__device__ void attend(const float* q, int ldq, const Keys& keys, float* to, int ldt, int head, int size, int lane,
+                       const AttentionSums& sums) {
   const float* const query[2] = {q + lane / 4 * ldq + head * size, q + (lane / 4 + 8) * ldq + head * size};
   float* const result[2] = {to + lane / 4 * ldt + head * size, to + (lane / 4 + 8) * ldt + head * size};
   constexpr int kKeyChunk = 64;
@@ -274,6 +296,7 @@ __device__ void attend(const float* q, int ldq, const Keys& keys, float* to, int
     }
   }
   const float inverse[2] = {keys.count > 0 ? softmax.inverse(0) : 0.0f, keys.count > 0 ? softmax.inverse(1) : 0.0f};
+  if (kKeep) sums.keep(head, lane, softmax.most, inverse);
 #pragma unroll 1
   for (int d = lane % 4 * 4; d < size; d += 16) {
 #pragma unroll
@@ -284,19 +307,26 @@ __device__ void attend(const float* q, int ldq, const Keys& keys, float* to, int
   }
 }
 
-template <class Keys>
-__device__ void attend_any(const float* q, int ldq, const Keys& keys, float* to, int ldt, int head, int size,
-                           int lane) {
-  attend(q, ldq, keys, to, ldt, head, size, lane);
+// Which heads a kernel takes: each that it takes costs registers.
+enum class HeadSizes { kAny, kSmall, kLarge };
+constexpr int kSmallHeadMax = 32;  // channels
+
+template <bool kKeep = false, HeadSizes kHeads = HeadSizes::kAny, class Keys>
+__device__ void attend_any(const float* q, int ldq, const Keys& keys, float* to, int ldt, int head, int size, int lane,
+                           const AttentionSums& sums = {}) {
+  attend<kKeep>(q, ldq, keys, to, ldt, head, size, lane, sums);
 }
-template <class Keys>
-__device__ void attend_any(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int ldt, int head, int size, int lane) {
-  if (size <= 16) {
-    attend<1>(q, ldq, keys, to, ldt, head, size, lane);
-  } else if (size == 32) {
-    attend<2>(q, ldq, keys, to, ldt, head, size, lane);
-  } else {
-    attend<4>(q, ldq, keys, to, ldt, head, size, lane);
+template <bool kKeep = false, HeadSizes kHeads = HeadSizes::kAny, class Keys>
+__device__ void attend_any(const Bf16* q, int ldq, const Keys& keys, Bf16* to, int ldt, int head, int size, int lane,
+                           const AttentionSums& sums = {}) {
+  if (kHeads == HeadSizes::kLarge || (kHeads == HeadSizes::kAny && size > kSmallHeadMax)) {
+    if constexpr (kHeads != HeadSizes::kSmall) attend<4, kKeep>(q, ldq, keys, to, ldt, head, size, lane, sums);
+  } else if constexpr (kHeads != HeadSizes::kLarge) {
+    if (size <= 16) {
+      attend<1, kKeep>(q, ldq, keys, to, ldt, head, size, lane, sums);
+    } else {
+      attend<2, kKeep>(q, ldq, keys, to, ldt, head, size, lane, sums);
+    }
   }
 }
 

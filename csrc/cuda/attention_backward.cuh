@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The way back through softmax(Q K') V, by recomputing the weights P. With O the result, G its gradient and
+// The way back through softmax(Q K') V, whose weights P are computed again. With O the result, G its gradient and
 // D = rowsum(G O): dS = P (G V' - D), dQ = dS K, dK = dS' Q, dV = P' G. A warp takes 16 queries of one head and runs
-// over the keys for dQ, then 16 keys and runs over the queries for dK and dV: nothing is added up by two warps. Q holds
-// log2(e) / sqrt(head size) already, so P = 2^(Q K' - most) / sum.
+// over the keys for dQ, or 16 keys and runs over the queries for dK and dV: nothing is added up by two warps. Q holds
+// log2(e) / sqrt(head size) already, so P = 2^(Q K' - the kept logarithm of AttentionSums).
 #pragma once
+
+#include <type_traits>
 
 #include "attention.cuh"
 
@@ -19,22 +21,28 @@ struct PackedCondition;
 
 template <>
 struct RowsInShared<Bf16> {
-  const Bf16* data;
-  int stride;
+  const Bf16 *of_rows, *of_columns;  // this lane's
+  int step;
 
-  __device__ uint4 rows(int n, int c, int lane) const {
+  __device__ RowsInShared(const Bf16* data, int stride) : step(kTile * stride) {
+    const int lane = ptx::thread_index() % 32;
+    of_rows = data + ((lane & 7) + (lane >> 4) * 8) * stride + ((lane >> 3) & 1) * 8;
+    of_columns = data + (lane & 15) * stride + (lane >> 4) * 8;
+  }
+
+  __device__ uint4 rows(int n, int c, int) const {
     std::uint32_t b[4];
-    ptx::ldmatrix_x4(b, data + (n * kTile + (lane & 7) + (lane >> 4) * 8) * stride + c * kTile + ((lane >> 3) & 1) * 8);
+    ptx::ldmatrix_x4(b, of_rows + n * step + c * kTile);
     return make_uint4(b[0], b[1], b[2], b[3]);
   }
-  __device__ uint4 columns(int n, int c, int lane) const {
+  __device__ uint4 columns(int n, int c, int) const {
     std::uint32_t b[4];
-    ptx::ldmatrix_x4_trans(b, data + (n * kTile + (lane & 15)) * stride + c * kTile + (lane >> 4) * 8);
+    ptx::ldmatrix_x4_trans(b, of_columns + n * step + c * kTile);
     return make_uint4(b[0], b[1], b[2], b[3]);
   }
 };
 
-// Rows in global memory that this block has written.
+// Rows in global memory.
 struct RowsInGlobal {
   const Bf16* data;
   int stride;
@@ -120,6 +128,38 @@ struct Head<Bf16, KC> {
     }
   }
 
+  // B of a tile of keys: for their scores, for the values' products, and for what they add. They may come a tile ahead.
+  struct Keys {
+    uint4 key[KC], value[KC], column[KC];
+  };
+  template <class Rows>
+  __device__ void load_keys(Keys& to, const Rows& k, const Rows& v, int n) const {
+#pragma unroll
+    for (int c = 0; c < KC; ++c) {
+      to.key[c] = k.rows(n, first + c, lane);
+      to.value[c] = v.rows(n, first + c, lane);
+      to.column[c] = k.columns(n, first + c, lane);
+    }
+  }
+  template <class Rows>
+  __device__ void scores_of(float (&s)[2][4], const Left& x, const uint4 (&b)[KC], const Rows&, int) const {
+#pragma unroll
+    for (int c = 0; c < KC; ++c) {
+      ptx::mma_bf16(s[0], x.tile[c], b[c].x, b[c].y);
+      ptx::mma_bf16(s[1], x.tile[c], b[c].z, b[c].w);
+    }
+  }
+  template <class Rows>
+  __device__ void add_of(float (&out)[KC][2][4], const float (&s)[2][4], const uint4 (&b)[KC], const Rows&, int) const {
+    const std::uint32_t left[4] = {ptx::pack_bf16(s[0][0], s[0][1]), ptx::pack_bf16(s[0][2], s[0][3]),
+                                   ptx::pack_bf16(s[1][0], s[1][1]), ptx::pack_bf16(s[1][2], s[1][3])};
+#pragma unroll
+    for (int c = 0; c < KC; ++c) {
+      ptx::mma_bf16(out[c][0], left, b[c].x, b[c].y);
+      ptx::mma_bf16(out[c][1], left, b[c].z, b[c].w);
+    }
+  }
+
   // sum[h] = the row sums of A B, of rows lane / 4 + 8 h.
   __device__ void row_sums(float (&sum)[2], const Left& a, const Left& b) const {
 #pragma unroll
@@ -198,6 +238,19 @@ struct Head<float, KC> {
     }
   }
 
+  // Rows lie in memory, and nothing comes ahead.
+  struct Keys {
+    int key, value, column;
+  };
+  __device__ void load_keys(Keys&, const RowsInShared<float>&, const RowsInShared<float>&, int) const {}
+  __device__ void scores_of(float (&s)[2][4], const Left& x, int, const RowsInShared<float>& y, int n) const {
+    scores(s, x, y, n);
+  }
+  __device__ void add_of(float (&out)[KC][2][4], const float (&s)[2][4], int, const RowsInShared<float>& y,
+                         int n) const {
+    add(out, s, y, n);
+  }
+
   __device__ void row_sums(float (&sum)[2], const Left& a, const Left& b) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -226,127 +279,121 @@ __device__ __forceinline__ void for_head(const Head<E, KC>& head, const float (&
   }
 }
 
-// For each row of a head the largest score, 1 / sum and D, in shared memory.
-struct AttentionSums {
-  float* data;
-  int heads;
+// dQ of queries 16 n.
+template <class E, int KC>
+struct QueryGradient {
+  float logarithm[2];
+  typename Head<E, KC>::Left results;
 
-  __device__ float* at(int row, int head) const { return data + (row * heads + head) * 3; }
-};
+  // What the forward has kept.
+  template <class Results>
+  __device__ void load(int head, int size, int n, const Results& result, const AttentionSums& kept) {
+    const Head<E, KC> part(head, size, ptx::thread_index() % 32);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) logarithm[h] = *kept.at(n * kTile + part.lane / 4 + 8 * h, head);
+    part.load(results, result, n);
+  }
 
-// dQ of 16 queries, to store(row, channel, first, second); leaves their sums for `backward_of_keys`.
-template <class E, int KC, class Queries, class Results, class Keys, class Store>
-__device__ __forceinline__ void backward_of_queries(
-    int head, int size, int n, const Queries& q, const Queries& gradient, const Results& result, const Keys& k,
-    const Keys& v, int count, const AttentionSums& sums, const Store& store) {
-  const int lane = ptx::thread_index() % 32;
-  const Head<E, KC> part(head, size, lane);
-  typename Head<E, KC>::Left rows, upper;
-  float difference[2];
-  part.load(rows, result, n);
-  part.load(upper, gradient, n);
-  part.row_sums(difference, upper, rows);
-  part.load(rows, q, n);
-  Softmax softmax;
-  const int tiles = (count + kTile - 1) / kTile;
-#pragma unroll 1
-  for (int i = 0; i < tiles; ++i) {
-    float s[2][4] = {}, scale[2];
-    part.scores(s, rows, k, i);
-    softmax.template add<true>(s, count - i * kTile, lane, scale);
-  }
-  const float inverse[2] = {count > 0 ? softmax.inverse(0) : 0.0f, count > 0 ? softmax.inverse(1) : 0.0f};
-  if (lane % 4 == 0) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float* const to = sums.at(n * kTile + lane / 4 + 8 * h, head);
-      to[0] = softmax.most[h], to[1] = inverse[h], to[2] = difference[h];
-    }
-  }
-  float out[KC][2][4] = {};
-#pragma unroll 1
-  for (int i = 0; i < tiles; ++i) {
-    float s[2][4] = {}, of_weight[2][4] = {};
-    part.scores(s, rows, k, i);
-    part.scores(of_weight, upper, v, i);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int h = e / 2 % 2;
-      const bool exists = i * kTile + 8 * (e / 4) + lane % 4 * 2 + e % 2 < count;
-      const float weight = exists ? ptx::exp2_approx(s[e / 4][e % 4] - softmax.most[h]) * inverse[h] : 0.0f;
-      s[e / 4][e % 4] = weight * (of_weight[e / 4][e % 4] - difference[h]);
-    }
-    part.add(out, s, k, i);
-  }
-  for_head(part, out, n, rsqrtf(static_cast<float>(size)), store);
-}
-
-// dK and dV of 16 keys from all `rows` queries (whole tiles; those that do not exist have no gradient).
-template <class E, int KC, class Queries, class Keys, class StoreKey, class StoreValue>
-__device__ __forceinline__ void backward_of_keys(
-    int head, int size, int n, const Queries& q, const Queries& gradient, int rows, const Keys& k, const Keys&
-    v, const AttentionSums& sums, const StoreKey& store_key, const StoreValue& store_value) {
-  const int lane = ptx::thread_index() % 32;
-  const Head<E, KC> part(head, size, lane);
-  typename Head<E, KC>::Left keys, values;
-  part.load(keys, k, n);
-  part.load(values, v, n);
-  float of_key[KC][2][4] = {}, of_value[KC][2][4] = {};
-#pragma unroll 1
-  for (int i = 0; i < rows / kTile; ++i) {
-    float s[2][4] = {}, of_weight[2][4] = {};
-    part.scores(s, keys, q, i);
-    part.scores(of_weight, values, gradient, i);
-#pragma unroll
-    for (int column = 0; column < 4; ++column) {
-      const float* const sum = sums.at(i * kTile + 8 * (column / 2) + lane % 4 * 2 + column % 2, head);
-      const float most = sum[0], inverse = sum[1], difference = sum[2];
+  // dQ to store(row, channel, first, second); what was kept, with D, to `sums`, for KeyGradient. Rows of K and V from
+  // `count` on must be zeros, or with kMasked may be anything.
+  template <bool kMasked, class Queries, class Gradient, class Keys, class Store>
+  __device__ __forceinline__ void run(int head, int size, int n, const Queries& q, const Gradient& gradient,
+                                      const Keys& k, const Keys& v, int count, const AttentionSums& sums,
+                                      const Store& store) const {
+    const int lane = ptx::thread_index() % 32;
+    const Head<E, KC> part(head, size, lane);
+    typename Head<E, KC>::Left rows, upper;
+    float difference[2];
+    part.load(rows, q, n);
+    part.load(upper, gradient, n);
+    part.row_sums(difference, upper, results);
+    if (lane % 4 == 0) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float &weight = s[column / 2][2 * h + column % 2], &other = of_weight[column / 2][2 * h + column % 2];
-        weight = ptx::exp2_approx(weight - most) * inverse;
-        other = weight * (other - difference);
+        float2* const to = reinterpret_cast<float2*>(sums.at(n * kTile + lane / 4 + 8 * h, head));
+        *to = make_float2(logarithm[h], difference[h]);
       }
     }
-    part.add(of_value, s, gradient, i);
-    part.add(of_key, of_weight, q, i);
-  }
-  for_head(part, of_key, n, kLn2, store_key);
-  for_head(part, of_value, n, 1.0f, store_value);
-}
-
-// dQ, then dK and dV, of all heads of `rows` queries, by all warps. Ends with a barrier.
-template <class E, int KC, class Queries, class Results, class Keys, class Store, class StoreKey, class StoreValue>
-__device__ __forceinline__ void attention_backward(
-    int size, const Queries& q, const Queries& gradient, const Results& result, int rows, const Keys& k, const
-    Keys& v, int count, const AttentionSums& sums, const Store& store, const StoreKey& store_key, const
-    StoreValue& store_value) {
-  const int warp = ptx::thread_index() / 32, warps = static_cast<int>(blockDim.x) / 32, heads = sums.heads;
+    float out[KC][2][4] = {};
+    const int tiles = (count + kTile - 1) / kTile;
+    constexpr bool kAhead = KC != 2;  // where there are registers for it
+    typename Head<E, KC>::Keys now, next{};
+    if (kAhead && tiles > 0) part.load_keys(next, k, v, 0);
 #pragma unroll 1
-  for (int unit = warp; unit < heads * (rows / kTile); unit += warps) {
-    backward_of_queries<E, KC>(unit % heads, size, unit / heads, q, gradient, result, k, v, count, sums, store);
+    for (int i = 0; i < tiles; ++i) {
+      if (kAhead) now = next;
+      if (kAhead && i + 1 < tiles) part.load_keys(next, k, v, i + 1);
+      if (!kAhead) part.load_keys(now, k, v, i);
+      float s[2][4] = {}, of_weight[2][4] = {};
+      part.scores_of(s, rows, now.key, k, i);
+      part.scores_of(of_weight, upper, now.value, v, i);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int h = e / 2 % 2;
+        float& score = s[e / 4][e % 4];
+        float exponent = fminf(score - logarithm[h], 0.0f);  // of a row of zeros it could be any
+        if (kMasked && i * kTile + 8 * (e / 4) + lane % 4 * 2 + e % 2 >= count) exponent = -INFINITY;
+        score = ptx::exp2_approx(exponent) * (of_weight[e / 4][e % 4] - difference[h]);
+      }
+      part.add_of(out, s, now.column, k, i);
+    }
+    for_head(part, out, n, rsqrtf(static_cast<float>(size)), store);
   }
-  __syncthreads();  // the sums of all rows are there
-#pragma unroll 1
-  for (int unit = warp; unit < heads * ((count + kTile - 1) / kTile); unit += warps) {
-    backward_of_keys<E, KC>(unit % heads, size, unit / heads, q, gradient, rows, k, v, sums, store_key, store_value);
-  }
-  __syncthreads();  // what was stored is seen by all, and nobody reads Q and the gradient any more
-}
+};
 
-template <class E, int W, class Queries, class Results, class Keys, class Store, class StoreKey, class StoreValue>
-__device__ __forceinline__ void attention_backward_any(
-    const Queries& q, const Queries& gradient, const Results& result, int rows, const Keys& k, const Keys& v,
-    int count, const AttentionSums& sums, const Store& store, const StoreKey& store_key, const StoreValue&
-    store_value) {
-  const int size = W / sums.heads;
-  if (size <= 16) {
-    attention_backward<E, 1>(size, q, gradient, result, rows, k, v, count, sums, store, store_key, store_value);
-  } else if (W == 32 || size == 32) {
-    attention_backward<E, 2>(size, q, gradient, result, rows, k, v, count, sums, store, store_key, store_value);
+// dK and dV of keys 16 n, summed over queries and steps.
+template <class E, int KC>
+struct KeyGradient {
+  Head<E, KC> part;
+  int n;
+  typename Head<E, KC>::Left keys, values;
+  float of_key[KC][2][4] = {}, of_value[KC][2][4] = {};
+
+  template <class Keys>
+  __device__ KeyGradient(int head, int size, int n, const Keys& k, const Keys& v)
+      : part(head, size, ptx::thread_index() % 32), n(n) {
+    part.load(keys, k, n);
+    part.load(values, v, n);
+  }
+
+  // From `rows` queries (whole tiles; those that do not exist have no gradient).
+  template <class Rows>
+  __device__ void add(int head, const Rows& q, const Rows& gradient, int rows, const AttentionSums& sums) {
+#pragma unroll 1
+    for (int i = 0; i < rows / kTile; ++i) {
+      float s[2][4] = {}, of_weight[2][4] = {};
+      part.scores(s, keys, q, i);
+      part.scores(of_weight, values, gradient, i);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {  // neighbours: a logarithm and D each
+        const float4 pair = *reinterpret_cast<const float4*>(sums.at(i * kTile + 8 * j + part.lane % 4 * 2, head));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float weight = ptx::exp2_approx(s[j][e] - (e % 2 == 0 ? pair.x : pair.z));
+          s[j][e] = weight;
+          of_weight[j][e] = weight * (of_weight[j][e] - (e % 2 == 0 ? pair.y : pair.w));
+        }
+      }
+      part.add(of_value, s, gradient, i);
+      part.add(of_key, of_weight, q, i);
+    }
+  }
+
+  template <class Store>
+  __device__ void give_key(const Store& store) const { for_head(part, of_key, n, kLn2, store); }
+  template <class Store>
+  __device__ void give_value(const Store& store) const { for_head(part, of_value, n, 1.0f, store); }
+};
+
+// visit(the number of tiles of channels that hold a head, as a type).
+template <bool kLargeHeads, class Visit>
+__device__ __forceinline__ void for_head_size(int size, const Visit& visit) {
+  if constexpr (kLargeHeads) {
+    visit(std::integral_constant<int, 4>{});
+  } else if (size <= 16) {
+    visit(std::integral_constant<int, 1>{});
   } else {
-    attention_backward<E, W == 32 ? 2 : 4>(size, q, gradient, result, rows, k, v, count, sums, store, store_key,
-                                           store_value);
+    visit(std::integral_constant<int, 2>{});
   }
 }
 

@@ -1,125 +1,149 @@
 // SPDX-License-Identifier: MIT
-// The way back through a block of the denoiser for one sample. Rows that do not exist have no gradient, so they add
-// nothing to any sum.
+// The way back through a block of the denoiser for one sample, from what BlockForward has kept. Rows that do not exist
+// have no gradient, so they add nothing to any sum. Keys and values of the condition have theirs from
+// condition_gradients.cuh: nothing of the way back waits for them.
 #pragma once
 
 #include "attention_backward.cuh"
-#include "block_forward.cuh"
+#include "block_memory.cuh"
 
 namespace rohydr {
 
-template <class E, int W>
-struct BlockGradient : BlockForward<E, W> {
-  using Base = BlockForward<E, W>;
+template <class E, int W, bool kLargeHeads>
+struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBackwardWarps> {
+  using Base = BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBackwardWarps>;
   using Base::Base;
   using Base::N;
-  using Base::at;
   using Base::column;
   using Base::condition;
-  using Base::copy;
-  using Base::for_pieces;
-  using Base::gradient;
+  using Base::in_narrow;
+  using Base::in_wide;
+  using Base::kBatch;
   using Base::kept_x;
   using Base::kept_y;
+  using Base::kThreads;
+  using Base::kWarps;
+  using Base::lane;
   using Base::narrow;
   using Base::number;
-  using Base::of_result;
   using Base::p;
-  using Base::products_to;
-  using Base::products_to_stream;
+  using Base::products;
   using Base::rows;
   using Base::shared;
   using Base::stream;
-  using Base::sums;
   using Base::tape;
   using Base::transposed;
   using Base::warp;
   using Base::whole_rows;
   using Base::wide;
 
+  __device__ E* of_result() const { return this->template at<E>(shared.stream); }           // (rows, W) gradient of attention
+  __device__ float* gradient() const { return this->template at<float>(shared.gradient); }  // (rows, W) of the stream
+  __device__ float* sums() const { return this->template at<float>(shared.sums); }          // (3, warps, W)
+  __device__ AttentionSums attention_sums() const { return {this->template at<float>(shared.attention), shared.rows}; }
+
   // This warp's sums over its rows, to be added to the others'.
   __device__ void leave_sums(int which, const float (&sum)[N]) const {
-    store_row(sums() + (which * kGradientWarps + warp()) * W + column(), sum);
+    store_row(sums() + (which * kWarps + warp) * W + column(), sum);
   }
-  // After a barrier: the sums over all rows, to (W).
-  __device__ void add_sums(int which, float* to) const {
-    for (int c = ptx::thread_index(); c < W; c += kGradientThreads) {
+  // After a barrier: the sums over all rows, 0 and 1 to `normal` (2, W), 2 to `gate` (W), where these are given.
+  __device__ void add_sums(float* normal, float* gate) const {
+#pragma unroll 1
+    for (int i = ptx::thread_index(); i < 3 * W; i += kThreads) {
+      const float* const from = sums() + i / W * kWarps * W + i % W;
+      float* const to = i < 2 * W ? normal + i : gate + (i - 2 * W);
       float sum = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kGradientWarps; ++i) sum += sums()[(which * kGradientWarps + i) * W + c];
-      to[c] = sum;
+      for (int other = 0; other < kWarps; ++other) sum += from[other * W];
+      if ((i < 2 * W ? normal : gate) != nullptr) *to = sum;
     }
   }
 
-  // gate x gradient to narrow, and to Y; the gate's own gradient to sums 2.
-  __device__ void gate_backward(int layer, int part, const float* gate) const {
-    const E* const results = this->template tape<const E>(TapeLayout{p.sizes}.part(layer, part));
-    E* const keep = kept_y(layer, 2 * part + 1);
-    float g[N], sum[N] = {};
-    load_row(g, gate + column());
+  // What a row pass does, with the layer and part that it does it for.
+  struct Normalise {
+    int layer, part;
+    const float* scale;
+    bool first = false;  // its result is the first gradient of the stream, and is not added to one
+  };
+  struct Gate {
+    int layer, part;
+    const float* gate;
+  };
+
+  // From the gradient of LayerNorm's modulated result, in stream, to that of the stream; the gradients of shift and
+  // scale to sums 0 and 1. Then what a gate lets through of the latter, to narrow and to Y; the gate's own gradient to
+  // sums 2. Either may be left out.
+  template <bool kNormalise, bool kGate>
+  __device__ __forceinline__ void rows_backward(const Normalise& of, const Gate& to) const {
+    const TapeLayout& layout = p.layout;
+    const float* const normal = kNormalise ? this->template tape<const float>(layout.normal(of.layer, of.part)) : nullptr;
+    const float* const inverses =
+        kNormalise ? this->template tape<const float>(layout.inverse(of.layer, of.part)) : nullptr;
+    const E* const results = kGate ? this->template tape<const E>(layout.part(to.layer, to.part)) : nullptr;
+    E* const keep = kGate ? kept_y(to.layer, 2 * to.part + 1) : nullptr;
+    float a[N], gate[N], of_shift[N] = {}, of_scale[N] = {}, of_gate[N] = {};
+    if (kNormalise) load_row(a, of.scale + column());
+    if (kGate) load_row(gate, to.gate + column());
 #pragma unroll 1
-    for (int row = warp(); row < whole_rows(); row += kGradientWarps) {
-      float x[N], result[N];
-      load_row(x, gradient() + row * shared.stream_stride() + column());
-      load_row(result, results + row * W + column());
+    for (int first = warp; first < this->whole_rows(); first += kBatch * kWarps) {
+      float g[kBatch][N] = {}, x[kBatch][N] = {}, result[kBatch][N] = {}, inverse[kBatch] = {};
+      this->for_batch(first, [&](int r, int row) {
+        if (kNormalise) load_row(x[r], normal + row * W + column());
+        if (kNormalise) inverse[r] = inverses[row];
+        if (kGate) load_row(result[r], results + row * W + column());
+      });
+      if (kNormalise) {
+        this->for_batch(first, [&](int r, int row) {
+          load_row(g[r], stream() + row * shared.stream_stride + column());
+        });
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        sum[i] = fmaf(x[i], result[i], sum[i]);
-        x[i] *= g[i];
+        for (int r = 0; r < kBatch; ++r) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            of_shift[i] += g[r][i];
+            of_scale[i] = fmaf(g[r][i], x[r][i], of_scale[i]);
+            g[r][i] *= 1.0f + a[i];
+          }
+        }
+        normalise_rows_backward<W>(g, x, inverse);
       }
-      store_row(narrow() + row * shared.row_stride + column(), x);
-      store_row(keep + row * W + column(), x);
+      this->for_batch(first, [&](int r, int row) {
+        float* const place = gradient() + row * shared.stream_stride + column();
+        float before[N] = {};
+        if (!kNormalise || !of.first) load_row(before, place);
+#pragma unroll
+        for (int i = 0; i < N; ++i) g[r][i] += before[i];
+        if (kNormalise) store_row(place, g[r]);
+        if constexpr (kGate) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            of_gate[i] = fmaf(g[r][i], result[r][i], of_gate[i]);
+            g[r][i] *= gate[i];
+          }
+          store_row(narrow() + row * shared.row_stride + column(), g[r]);
+          store_row(keep + row * W + column(), g[r]);
+        }
+      });
     }
-    leave_sums(2, sum);
+    if (kNormalise) leave_sums(0, of_shift);
+    if (kNormalise) leave_sums(1, of_scale);
+    if (kGate) leave_sums(2, of_gate);
   }
 
-  // From the gradient of LayerNorm's modulated result in stream to that of the stream, which is added, or with `kFirst`
-  // is the first; the gradients of shift and scale to sums 0 and 1. `before`: what LayerNorm read.
-  template <bool kFirst>
-  __device__ void normalise_backward(const float* before, const float* scale) const {
-    float a[N], of_shift[N] = {}, of_scale[N] = {};
-    load_row(a, scale + column());
-#pragma unroll 1
-    for (int row = warp(); row < whole_rows(); row += kGradientWarps) {
-      float x[N], g[N];
-      load_row(x, before + row * W + column());
-      load_row(g, stream() + row * shared.stream_stride() + column());
-      const float inverse = normalise_row<W>(x);
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        of_shift[i] += g[i];
-        of_scale[i] = fmaf(g[i], x[i], of_scale[i]);
-        g[i] *= 1.0f + a[i];
-      }
-      normalise_row_backward<W>(g, x, inverse);
-      float* const to = gradient() + row * shared.stream_stride() + column();
-      if (!kFirst) {
-        load_row(x, to);
-#pragma unroll
-        for (int i = 0; i < N; ++i) g[i] += x[i];
-      }
-      store_row(to, g);
-    }
-    leave_sums(0, of_shift);
-    leave_sums(1, of_scale);
-  }
-  __device__ void normalise_backward(int layer, int part, const float* scale) const {
-    normalise_backward<false>(this->template tape<const float>(TapeLayout{p.sizes}.stream(layer, part)), scale);
+  __device__ void to_stream(const LeftRows<E>& a, const PackedTiles& w) const {
+    products(a, w, W, [&](int row, int c, float first, float second) {
+      *reinterpret_cast<float2*>(stream() + row * shared.stream_stride + c) = make_float2(first, second);
+    });
   }
 
-  // Q in wide, the result's gradient in of_result, `result` in global memory.
-  template <class Keys, class Store, class StoreKey, class StoreValue>
-  __device__ __forceinline__ void attention_backward(const Keys& k, const Keys& v, int count, const E* result,
-                                                     const Store& store, const StoreKey& store_key,
-                                                     const StoreValue& store_value) const {
-    const RowsInShared<E> q{wide(), shared.wide_stride}, of{of_result(), shared.row_stride};
-    const AttentionSums of_rows{this->template at<float>(shared.attention()), shared.heads};
-    attention_backward_any<E, W>(q, of, rows_in_global(result), whole_rows(), k, v, count, of_rows, store, store_key,
-                                 store_value);
+  __device__ void to_result(const PackedTiles& w) const {
+    products(in_narrow(), w, W, [&](int row, int c, float first, float second) {
+      Operand<E>::store2(of_result() + row * shared.row_stride + c, first, second);
+    });
   }
+
   static __device__ RowsInGlobal rows_in_global(const Bf16* data) { return {data, W}; }
   static __device__ RowsInShared<float> rows_in_global(const float* data) { return {data, W}; }
-
   __device__ PackedCondition<Bf16> packed(Bf16, int layer, int by_rows, int by_columns) const {
     return {condition(layer, by_rows), condition(layer, by_columns), W / kTile};
   }
@@ -127,106 +151,130 @@ struct BlockGradient : BlockForward<E, W> {
     return {{reinterpret_cast<const float*>(condition(layer, by_rows == 0 ? 0 : 1)), W}};
   }
 
-  // Keys and queries are the same rows; the gradients of Q, K and V to Y.
-  __device__ __forceinline__ void self_attention_backward(int layer) const {
-    const RowsInShared<E> k{wide() + W, shared.wide_stride}, v{wide() + 2 * W, shared.wide_stride};
-    E* const to = kept_y(layer, 0);
+  // The gradient of Q to narrow. Begins with a barrier; what the forward has kept comes meanwhile.
+  template <bool kMasked, class Queries, class Keys>
+  __device__ __forceinline__ void queries_backward(const Queries& q, const Keys& k, const Keys& v, int count,
+                                                   const E* result, const AttentionSums& kept,
+                                                   const AttentionSums& after) const {
+    const RowsInShared<E> of{of_result(), shared.row_stride};
+    const int heads = p.sizes.heads, shift = this->head_shift(), size = W >> shift;
+    const int units = this->whole_rows() / kTile << shift;
     const auto store = [&](int row, int c, float first, float second) {
-      Operand<E>::store2(to + row * 3 * W + c, first, second);
+      Operand<E>::store2(narrow() + row * shared.row_stride + c, first, second);
     };
-    const auto store_key = [&](int row, int c, float first, float second) {
-      const bool exists = row < rows;
-      store(row, W + c, exists ? first : 0.0f, exists ? second : 0.0f);
-    };
-    const auto store_value = [&](int row, int c, float first, float second) { store_key(row, W + c, first, second); };
-    if (rows % kPairRows > 0 && rows % kPairRows <= kTile) {  // tiles of keys that nobody takes
-      for (int i = ptx::thread_index(); i < kTile * W; i += kGradientThreads) {
-        store(whole_rows() - kTile + i / W, W + i % W * 2, 0.0f, 0.0f);
+    for_head_size<kLargeHeads>(size, [&](auto tiles) {
+      QueryGradient<E, decltype(tiles)::value> of_unit;
+      const int some = warp < units ? warp : 0;  // without a condition, which would keep what was there before
+      of_unit.load(some & (heads - 1), size, some >> shift, rows_in_global(result), kept);
+      __syncthreads();  // what the queries and keys read in shared memory is whole, narrow is free
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kWarps) {
+        const int head = unit & (heads - 1), n = unit >> shift;
+        if (unit >= kWarps) of_unit.load(head, size, n, rows_in_global(result), kept);
+        of_unit.template run<kMasked>(head, size, n, q, of, k, v, count, after, store);
       }
-    }
-    attention_backward(k, v, rows, kept_x(layer, 1), store, store_key, store_value);
-  }
-
-  // Keys and values of the condition: their gradients are added where the keys that exist lie.
-  __device__ __forceinline__ void cross_attention_backward(int layer) const {
-    const std::int64_t keys = p.sizes.keys;
-    const int count = p.key_counts[number()];
-    const int* const list = p.key_list + number() * keys;
-    const std::int64_t place = static_cast<std::int64_t>(2 * layer) * p.all_samples + number();
-    float* const of_keys = p.cond_gradient + place * keys * W;
-    float* const of_values = of_keys + p.all_samples * keys * W;
-    E* const to = kept_y(layer, 2);
-    const auto add = [&](float* rows_of, int row, int c, float first, float second) {
-      if (row >= count) return;
-      float2& place = *reinterpret_cast<float2*>(rows_of + static_cast<std::int64_t>(list[row]) * W + c);
-      place = make_float2(place.x + first, place.y + second);
-    };
-    attention_backward(
-        packed(E{}, layer, 0, 3), packed(E{}, layer, 2, 1), count, kept_x(layer, 3),
-        [&](int row, int c, float first, float second) { Operand<E>::store2(to + row * W + c, first, second); },
-        [&](int row, int c, float first, float second) { add(of_keys, row, c, first, second); },
-        [&](int row, int c, float first, float second) { add(of_values, row, c, first, second); });
-  }
-
-  // The gradient of the stream becomes that of the block's input; `of_modulation` (9, W) is written.
-  __device__ __forceinline__ void backward(int layer, const float* modulation, float* of_modulation) const {
-    const TapeLayout layout{p.sizes};
-    const int hidden = p.sizes.padded_hidden(), stride = shared.wide_stride;
-
-    gate_backward(layer, 2, modulation + 8 * W);
-    __syncthreads();  // narrow is whole
-    add_sums(2, of_modulation + 8 * W);
-    products_to(wide(), stride, narrow(), shared.row_stride, transposed(layer, 5), hidden);
-    __syncthreads();  // wide is whole
-    const E* const before = this->template tape<const E>(layout.before_gelu(layer));
-    E* const of_hidden = kept_y(layer, 4);
-    for_pieces(hidden, [&](int row, int c) {
-      uint4& place = *reinterpret_cast<uint4*>(wide() + row * stride + c);
-      float g[Piece<E>::kSize], x[Piece<E>::kSize];
-      Piece<E>::open(place, g);
-      Piece<E>::open(*reinterpret_cast<const uint4*>(before + row * hidden + c), x);
-#pragma unroll
-      for (int i = 0; i < Piece<E>::kSize; ++i) g[i] *= gelu_slope(x[i]);
-      place = Piece<E>::close(g);
-      *reinterpret_cast<uint4*>(of_hidden + row * hidden + c) = place;
     });
-    __syncthreads();  // wide is whole
-    products_to_stream(wide(), stride, transposed(layer, 4));
-    __syncthreads();  // stream is whole, wide and narrow are free
-    normalise_backward(layer, 2, modulation + 7 * W);
+  }
 
-    gate_backward(layer, 1, modulation + 5 * W);
-    copy(wide(), stride, this->template tape<const E>(layout.query(layer)), W, W);
-    __syncthreads();  // narrow and Q are whole, stream is free
-    add_sums(0, of_modulation + 6 * W);
-    add_sums(1, of_modulation + 7 * W);
-    add_sums(2, of_modulation + 5 * W);
-    products_to(of_result(), shared.row_stride, narrow(), shared.row_stride, transposed(layer, 3), W);
-    __syncthreads();  // of_result is whole
-    cross_attention_backward(layer);
-    copy(wide(), stride, kept_y(layer, 2), W, W);
-    __syncthreads();  // wide is whole
-    products_to_stream(wide(), stride, transposed(layer, 2));
-    __syncthreads();  // stream is whole, wide and narrow are free
-    normalise_backward(layer, 1, modulation + 4 * W);
+  // Of self-attention, whose Q, K and V are in wide: the gradients of K and V take their places. A warp takes 16
+  // keys of all heads whose channels share a tile, since it reads whole tiles.
+  __device__ __forceinline__ void keys_backward() const {
+    const RowsInShared<E> q{wide(), shared.wide_stride}, k{wide() + W, shared.wide_stride},
+        v{wide() + 2 * W, shared.wide_stride}, of{of_result(), shared.row_stride};
+    const int size = W >> this->head_shift(), together = size < kTile ? kTile / size : 1;
+    const int shift = this->head_shift() - (__ffs(together) - 1), units = this->whole_rows() / kTile << shift;
+    const auto store = [&](int row, int c, float first, float second) {
+      const bool exists = row < rows;
+      Operand<E>::store2(wide() + row * shared.wide_stride + c, exists ? first : 0.0f, exists ? second : 0.0f);
+    };
+    const auto to_keys = [&](int row, int c, float first, float second) { store(row, W + c, first, second); };
+    const auto to_values = [&](int row, int c, float first, float second) { store(row, 2 * W + c, first, second); };
+    for_head_size<kLargeHeads>(size, [&](auto tiles) {
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kWarps) {
+        const int first = (unit & ((1 << shift) - 1)) * together;
+#pragma unroll 1
+        for (int head = first; head < first + together; ++head) {
+          KeyGradient<E, decltype(tiles)::value> of_unit(head, size, unit >> shift, k, v);
+          of_unit.add(head, q, of, this->whole_rows(), attention_sums());
+          __syncwarp();  // in float32 the lanes read keys and values until here
+          of_unit.give_key(to_keys);
+          of_unit.give_value(to_values);
+        }
+      }
+    });
+  }
 
-    gate_backward(layer, 0, modulation + 2 * W);
-    copy(wide(), stride, this->template tape<const E>(layout.qkv(layer)), 3 * W, 3 * W);
-    __syncthreads();  // narrow, Q, K and V are whole, stream is free
-    add_sums(0, of_modulation + 3 * W);
-    add_sums(1, of_modulation + 4 * W);
-    add_sums(2, of_modulation + 2 * W);
-    products_to(of_result(), shared.row_stride, narrow(), shared.row_stride, transposed(layer, 1), W);
-    __syncthreads();  // of_result is whole
-    self_attention_backward(layer);
-    copy(wide(), stride, kept_y(layer, 0), 3 * W, 3 * W);
-    __syncthreads();  // wide is whole
-    products_to_stream(wide(), stride, transposed(layer, 0));
+  // Asks for what the way back through a layer reads, which is on its way to the second cache meanwhile.
+  __device__ void expect(int layer) const {
+    constexpr int kLine = 128;
+    const TapeLayout& layout = p.layout;
+    const auto ask = [&](int begin, int size) {
+      const char* const from = this->template tape<const char>(begin);
+      for (int i = ptx::thread_index() * kLine; i < size; i += kThreads * kLine) ptx::prefetch(from + i);
+    };
+    ask(layout.normal(layer, 0), 3 * layout.of_normal);
+    ask(layout.operands(layer), layout.of_layer);
+  }
+
+  // Q, K and V on their way to wide.
+  __device__ void fetch_qkv(int layer) const {
+    const E* const from = this->template tape<const E>(p.layout.qkv(layer));
+    this->template for_pieces<3 * W>([&](int row, int c) {
+      ptx::cp_async_16(wide() + row * shared.wide_stride + c, from + row * 3 * W + c);
+    });
+    ptx::cp_async_commit();
+  }
+
+  // From behind the gate of its MLP to before its first LayerNorm: rows_backward comes before it and after it, since
+  // blocks share that, and add_sums after all. `of_modulation`: (9, W); behind it lie those of the LayerNorm behind this
+  // block, whose sums are there, but for a block alone.
+  __device__ __forceinline__ void backward(int layer, const float* modulation, float* of_modulation) const {
+    const TapeLayout& layout = p.layout;
+    const int hidden = p.sizes.padded_hidden();
+
+    if (layer > 0) expect(layer - 1);
+    E* const slope = this->template tape<E>(layout.gelu_slope(layer));
+    this->template products_with<2>(
+        in_narrow(), transposed(layer, 5), hidden,
+        [&](int m, int n, const Tile& acc, const PairsOfTile<E>& slopes) {
+          for_pairs(acc, m, n, [&](int row, int c, int j, int h, float first, float second) {
+            const float2 s = open_pair<E>(slopes.pair[j][h]);
+            Operand<E>::store2(wide() + row * shared.wide_stride + c, s.x * first, s.y * second);
+          });
+        },
+        [&](int m, int n) { return this->slopes(slope, m, n); });
+    add_sums(p.sizes.channels > 0 ? of_modulation + 9 * W : nullptr, of_modulation + 8 * W);
+    to_stream(in_wide(), transposed(layer, 4));
+    this->copy_rows(kept_y(layer, 4), wide(), shared.wide_stride, hidden);
     __syncthreads();  // stream is whole, wide and narrow are free
-    normalise_backward(layer, 0, modulation + W);
-    __syncthreads();  // the sums are there
-    add_sums(0, of_modulation);
-    add_sums(1, of_modulation + W);
+    fetch_qkv(layer);
+    rows_backward<true, true>({layer, 2, modulation + 7 * W}, {layer, 1, modulation + 5 * W});
+
+    to_result(transposed(layer, 3));
+    add_sums(of_modulation + 6 * W, of_modulation + 5 * W);
+    const AttentionSums cross{this->template tape<float>(layout.sums(layer, true)), shared.rows};
+    queries_backward<false>(rows_in_global(this->template tape<const E>(layout.query(layer))), packed(E{}, layer, 0, 3),
+                            packed(E{}, layer, 2, 1), p.key_counts[number()], kept_x(layer, 3), cross, cross);
+    this->template copy<W>(this->template tape<E>(layout.of_cross(layer)), W, of_result(), shared.row_stride);
+    to_stream(in_narrow(), transposed(layer, 2));
+    this->template copy<W>(kept_y(layer, 2), W, narrow(), shared.row_stride);
+    __syncthreads();  // stream is whole, narrow is free
+    rows_backward<true, true>({layer, 1, modulation + 4 * W}, {layer, 0, modulation + 2 * W});
+
+    to_result(transposed(layer, 1));
+    add_sums(of_modulation + 3 * W, of_modulation + 2 * W);
+    ptx::cp_async_wait<0>();  // Q, K and V
+    const RowsInShared<E> q{wide(), shared.wide_stride}, k{wide() + W, shared.wide_stride};
+    const RowsInShared<E> v{wide() + 2 * W, shared.wide_stride};
+    const AttentionSums self{this->template tape<float>(layout.sums(layer, false)), shared.rows};
+    queries_backward<true>(q, k, v, rows, kept_x(layer, 1), self, attention_sums());
+    __syncthreads();  // the sums of all rows are there, and nobody reads the others' keys any more
+    keys_backward();
+    to_stream({narrow(), shared.row_stride, wide() + W, shared.wide_stride, W}, transposed(layer, 0));
+    this->template copy<W>(kept_y(layer, 0), 3 * W, narrow(), shared.row_stride);
+    this->template copy<2 * W>(kept_y(layer, 0) + W, 3 * W, wide() + W, shared.wide_stride);
+    __syncthreads();  // stream is whole, wide and narrow are free
   }
 };
 

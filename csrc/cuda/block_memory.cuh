@@ -1,55 +1,60 @@
 // SPDX-License-Identifier: MIT
-// What a block of eight warps has of its sample: operands and the stream in shared memory; in global memory (the second
-// cache) what the forward leaves for the way back, and X and Y of weight gradients for weight_gradients.cuh. And
-// products: a group of warps takes a pair of tiles of rows, see tiles.cuh.
+// What a block of threads has of its sample and step: operands and the stream in shared memory; in global memory the
+// tape, which the forward leaves for the way back, and X and Y of weight gradients for weight_gradients.cuh.
 #pragma once
 
 #include "gradient_parameters.h"
 #include "row_passes.cuh"
+#include "tile_products.cuh"
 
 namespace rohydr {
 
-template <class E, int W>
+template <class E, int W, int kBlockWarps>
 struct BlockMemory {
   static constexpr int N = W / 32;
-  static constexpr int kGroups = kGradientWarps / Columns<W>::kWarps;  // of warps, each with a pair of tiles
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(E));  // elements
+  static constexpr int kWarps = kBlockWarps, kThreads = 32 * kWarps;
 
   const GradientParameters& p;
-  GradientShared shared;
-  std::int64_t sample;  // in the group
-  int rows = 0;         // that exist
-  int slot = 0;         // of the step in the chunk
+  const GradientShared& shared;
+  const int warp;  // of the block, and the same for all lanes, as the compiler is to know
+  int sample;      // in the group
+  int step_place;  // among all steps of the chunk and samples of the group
+  int rows = 0;    // that exist
 
-  __device__ BlockMemory(const GradientParameters& p, std::int64_t sample) : p(p), shared(p.sizes), sample(sample) {}
+  __device__ BlockMemory(const GradientParameters& p, int sample)
+      : p(p),
+        shared(p.shared),
+        warp(__shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0)),
+        sample(sample),
+        step_place(sample) {}
+  __device__ void take_step(int slot) {  // of the chunk
+    step_place = slot * static_cast<int>(p.samples) + sample;
+  }
 
   template <class T>
   static __device__ T* at(int offset) {
     ROHYDR_SHARED(memory);
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ E* wide() const { return at<E>(0); }                                // (rows, wide_stride) operands
-  __device__ E* narrow() const { return at<E>(shared.narrow()); }                // (rows, W)
-  __device__ float* stream() const { return at<float>(shared.stream()); }        // (rows, W), or gradients of operands
-  __device__ E* of_result() const { return at<E>(shared.stream()); }             // (rows, W) gradient of attention
-  __device__ float* gradient() const { return at<float>(shared.gradient()); }    // (rows, W) of the stream
-  __device__ float* sums() const { return at<float>(shared.sums()); }            // (3, warps, W)
-  __device__ int* token() const { return at<int>(shared.tokens()); }             // (rows) the token that a row is
+  __device__ E* wide() const { return at<E>(0); }                          // (rows, wide_stride) operands
+  __device__ E* narrow() const { return at<E>(shared.narrow); }          // (rows, W)
+  __device__ float* stream() const { return at<float>(shared.stream); }  // (rows, W), or gradients of operands
+  __device__ int* token() const { return at<int>(shared.tokens); }       // (rows) the token that a row is
 
-  static __device__ int warp() { return ptx::thread_index() / 32; }
   static __device__ int lane() { return ptx::thread_index() % 32; }
   static __device__ int column() { return lane() * N; }  // the first of this lane in row passes
-  __device__ int whole_rows() const { return round_up_to(rows, kPairRows); }
-  __device__ std::int64_t number() const { return p.first_sample + sample; }
+  __device__ int whole_rows() const { return round_up_to(ptx::fresh(rows), kPairRows); }
+  __device__ int head_shift() const { return __ffs(p.sizes.heads) - 1; }  // of a power of two
+  __device__ std::int64_t number() const { return p.first_sample + ptx::fresh(sample); }
 
   template <class T>
-  __device__ T* tape(std::int64_t offset) const {
-    return reinterpret_cast<T*>(p.tape + sample * TapeLayout{p.sizes}.bytes() + offset);
+  __device__ T* tape(int offset) const {
+    return reinterpret_cast<T*>(p.tape + static_cast<std::int64_t>(step_place) * p.layout.all + offset);
   }
   // This sample's and step's rows of X or Y, at a place of StreamLayout.
   __device__ E* kept(std::int64_t place, int columns) const {
-    const std::int64_t all = static_cast<std::int64_t>(p.steps) * p.samples * shared.rows;
-    const std::int64_t row = (static_cast<std::int64_t>(slot) * p.samples + sample) * shared.rows;
-    return static_cast<E*>(p.streams) + all * place + row * columns;
+    return static_cast<E*>(p.streams) + p.steps * p.samples * shared.rows * place + static_cast<std::int64_t>(ptx::fresh(step_place)) * (shared.rows * columns);
   }
   __device__ E* kept_x(int layer, int matrix) const {
     return kept(StreamLayout{p.sizes}.x(layer, matrix), p.sizes.depth_of(matrix));
@@ -62,45 +67,72 @@ struct BlockMemory {
             p.sizes.depth_of(number)};
   }
   __device__ PackedTiles transposed(int layer, int number) const {
-    return {p.transposed + p.sizes.piece_of_matrix(layer, number), p.zeros, p.sizes.columns_of(number)};
+    return {p.transposed + p.sizes.piece_of_matrix(layer, number), nullptr, p.sizes.columns_of(number)};
+  }
+  __device__ const uint4* condition(int layer, int part) const {
+    return p.condition +
+           ((number() * p.sizes.layers + layer) * p.sizes.condition_parts() + part) * p.sizes.condition_part();
   }
 
-  // store(place, tile, acc) of all tiles of A W' + b, for all pairs of tiles of rows.
-  template <class Store>
-  __device__ void products(const E* a, int lda, const PackedTiles& w, int columns, const Store& store) const {
-    Place<W> place;
-#pragma unroll 1
-    for (; place.pair * kPairRows < rows; place.pair += kGroups) {
-      product_of_tiles(place, a, lda, w, columns / kTile,
-                       [&](int tile, const Fragment& acc) { store(place, tile, acc); });
-    }
+  __device__ LeftRows<E> in_wide() const { return {wide(), shared.wide_stride}; }
+  __device__ LeftRows<E> in_narrow() const { return {narrow(), shared.row_stride}; }
+
+  // store(row, column, first, second) of A W' + b; begins with a barrier, behind which A is whole. kTiles: of columns
+  // that a warp takes together.
+  template <int kTiles = 1, class Store>
+  __device__ __forceinline__ void products(const LeftRows<E>& a, const PackedTiles& w, int columns,
+                                           const Store& store) const {
+    products_with<kTiles>(
+        a, w, columns,
+        [&](int m, int n, const Tile& acc, Nothing) {
+          for_pairs(acc, m, n, [&](int row, int c, int, int, float first, float second) {
+            store(row, c, first, second);
+          });
+        },
+        Nothing{});
   }
-  __device__ void products_to(E* to, int stride, const E* a, int lda, const PackedTiles& w, int columns) const {
-    products(a, lda, w, columns, [&](const Place<W>& place, int tile, const Fragment& acc) {
-      store_tile(to + place.row(0, 0) * stride + tile * kTile + place.column(0), stride, acc,
-                 [](float x) { return x; });
-    });
+  // The same by tiles: store(m, n, acc, fetch(m, n)), where what is fetched is asked for before the product.
+  template <int kTiles, class Store, class Fetch>
+  __device__ __forceinline__ void products_with(const LeftRows<E>& a, const PackedTiles& w, int columns,
+                                                const Store& store, const Fetch& fetch) const {
+    products_of_tiles<kTiles, W, kWarps>(a, WarpTiles(warp, whole_rows()), w, columns, store, fetch);
   }
-  __device__ void products_to_stream(const E* a, int lda, const PackedTiles& w) const {
-    products(a, lda, w, W, [&](const Place<W>& place, int tile, const Fragment& acc) {
-      for_pairs(acc, [&](int m, int h, int j, float first, float second) {
-        float* const to = stream() + place.row(m, h) * shared.stream_stride() + tile * kTile + place.column(j);
-        *reinterpret_cast<float2*>(to) = make_float2(first, second);
-      });
-    });
+  // Where GELU's slopes of a tile lie: in the order in which they are made and read.
+  __device__ PairsOfTile<E>& slopes(E* all, int m, int n) const {
+    return reinterpret_cast<PairsOfTile<E>*>(all)[(m * (p.sizes.padded_hidden() / kTile) + n) * 32 + lane()];
   }
 
-  // visit(row, column) of every piece of 16 bytes of the rows.
+  // visit(number in the batch, row) of those rows of this warp from `first` on that are taken together, so that all that
+  // they load and shuffle is under way at once. Whole pairs of tiles are whole batches of all warps.
+  static constexpr int kBatch = kPairRows / kWarps;
   template <class Visit>
-  __device__ void for_pieces(int columns, const Visit& visit) const {
-    const int of_row = columns / Piece<E>::kSize;
+  __device__ void for_batch(int first, const Visit& visit) const {
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) visit(r, first + r * kWarps);
+  }
+
+  // visit(row, column) of every piece of 16 bytes of rows of kColumns columns.
+  template <int kColumns, class Visit>
+  __device__ void for_pieces(const Visit& visit) const {
+    constexpr int kOfRow = kColumns / kPiece;
 #pragma unroll 1
-    for (int i = ptx::thread_index(); i < whole_rows() * of_row; i += kGradientThreads) {
-      visit(i / of_row, i % of_row * Piece<E>::kSize);
+    for (int i = ptx::thread_index(); i < whole_rows() * kOfRow; i += kThreads) {
+      visit(i / kOfRow, i % kOfRow * kPiece);
     }
   }
-  __device__ void copy(E* to, int to_stride, const E* from, int from_stride, int columns) const {
-    for_pieces(columns, [&](int row, int c) {
+  // Rows of `columns` columns one after the other, those of this warp in row passes.
+  __device__ void copy_rows(E* to, const E* from, int from_stride, int columns) const {
+#pragma unroll 1
+    for (int row = warp; row < whole_rows(); row += kWarps) {
+      for (int c = lane() * kPiece; c < columns; c += 32 * kPiece) {
+        *reinterpret_cast<uint4*>(to + row * columns + c) =
+            *reinterpret_cast<const uint4*>(from + row * from_stride + c);
+      }
+    }
+  }
+  template <int kColumns>
+  __device__ void copy(E* to, int to_stride, const E* from, int from_stride) const {
+    for_pieces<kColumns>([&](int row, int c) {
       *reinterpret_cast<uint4*>(to + row * to_stride + c) =
           *reinterpret_cast<const uint4*>(from + row * from_stride + c);
     });

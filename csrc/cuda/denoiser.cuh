@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention.cuh"
+#include "gelu.cuh"
 
 namespace rohydr {
 
@@ -165,15 +166,6 @@ struct Network {
     }
   }
 
-  // GELU, see constants.cuh; in float32 as x / (1 + exp(-2 u)).
-  static __device__ float gelu(float x) {
-    if (sizeof(E) == 2) {
-      const float half = 0.5f * x;
-      return fmaf(half, ptx::tanh_approx(x * fmaf(x * x, kGeluCubic, kGeluFactor)), half);
-    }
-    return x / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kGeluCubic, -kTwoLog2e * kGeluFactor)));
-  }
-
   // `modulation`: (9, W); `condition`: the keys and values of this block.
   __device__ void block(ArenaReader& weights, const float* modulation, const PackedKeys& condition,
                         int hidden) const {
@@ -197,7 +189,7 @@ struct Network {
 
     normalise(modulation + 6 * W, modulation + 7 * W);
     __syncthreads();
-    project(weights.next<E>(hidden, W), hidden, [](float x) { return gelu(x); });
+    project(weights.next<E>(hidden, W), hidden, gelu<E>);
     __syncthreads();
     add_gated(wide(), shared.wide_stride, weights.next<E>(W, hidden), modulation + 8 * W);
     __syncthreads();

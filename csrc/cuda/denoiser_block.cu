@@ -20,7 +20,7 @@ int launch(const CudaBlockRequest& r, bool backward) {
 
 std::string denoiser_block_cuda_refusal(const CudaBlockRequest& r) { return gradient_refusal(sizes_of(r)); }
 
-int denoiser_block_cuda_shared_bytes(const CudaBlockRequest& r) { return GradientShared(sizes_of(r)).bytes(); }
+int denoiser_block_cuda_shared_bytes(const CudaBlockRequest& r) { return GradientShared(sizes_of(r)).bytes; }
 
 std::int64_t denoiser_block_cuda_scratch(const CudaBlockRequest& r, bool backward) {
   return scratch_of(r, backward).bytes;

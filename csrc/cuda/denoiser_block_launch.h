@@ -18,7 +18,7 @@ inline GradientSizes sizes_of(const CudaBlockRequest& r) {
 inline GradientScratch scratch_of(const CudaBlockRequest& r, bool backward) {
   const GradientSizes sizes = sizes_of(r);
   const GradientPlan plan(sizes, r.samples, 1);
-  return {sizes, r.samples, backward ? plan.group : 0, 1, backward ? plan.parts : 0};
+  return {sizes, r.samples, backward ? plan.group : 0, 1, backward ? plan.parts : 0, false};
 }
 
 template <class E, int W>

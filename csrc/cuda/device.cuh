@@ -71,6 +71,12 @@ __device__ __forceinline__ int thread_index() {
   return index;
 }
 
+// x, of which the compiler knows nothing: what is computed from it is computed again, as above.
+__device__ __forceinline__ int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -139,6 +145,11 @@ __device__ __forceinline__ uint4 load_16(const uint4* global) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(global)));
   return v;
+}
+
+// Asks for the line of global memory in the second cache.
+__device__ __forceinline__ void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
 }
 
 // 16 bytes from global to shared memory, both 16-byte aligned; there after a wait for their group.

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "block_backward.cuh"
 #include "gradient_pack.cuh"
+#include "gradient_parameters.h"
 #include "weight_gradients.cuh"
 
 namespace rohydr {
@@ -24,7 +24,8 @@ int for_matrices(const GradientSizes& s, const Visit& visit) {
   return error == 0 && s.channels > 0 ? visit(kBlockMatrices, s.layers, 2 * s.channels, s.width) : error;
 }
 
-// Weights as the forward reads them, or transposed. `weights`: pointers to each and its bias, in order of use.
+// Weights as the forward reads them, or transposed, without biases. `weights`: pointers to each and its bias, in order
+// of use.
 template <class E>
 int pack_matrices(const GradientSizes& s, const void* const* weights, bool transposed, uint4* pieces, float* biases,
                   void* stream) {
@@ -78,16 +79,17 @@ int prepare_gradient(const GradientSizes& s, const GradientInputs& in, const Gra
   const auto at = [&](std::int64_t offset) { return static_cast<void*>(memory + offset); };
   p = {};
   p.sizes = s;
+  p.layout = TapeLayout(s);
+  p.shared = GradientShared(s);
   p.all_samples = in.samples;
   p.token_mask = in.token_mask;
   uint4* const weights = static_cast<uint4*>(at(scratch.weights));
   float* const biases = static_cast<float*>(at(scratch.biases));
   uint4* const transposed = static_cast<uint4*>(at(scratch.transposed));
-  float* const zeros = static_cast<float*>(at(scratch.zeros));
   uint4* const condition = static_cast<uint4*>(at(scratch.condition));
   int* const counts = static_cast<int*>(at(scratch.key_counts));
   int* const list = static_cast<int*>(at(scratch.key_list));
-  p.weights = weights, p.biases = biases, p.transposed = transposed, p.zeros = zeros, p.condition = condition;
+  p.weights = weights, p.biases = biases, p.transposed = transposed, p.condition = condition;
   p.key_counts = counts, p.key_list = list;
   p.row_counts = static_cast<int*>(at(scratch.row_counts));
   p.tape = memory + scratch.tape;
@@ -95,7 +97,7 @@ int prepare_gradient(const GradientSizes& s, const GradientInputs& in, const Gra
   p.modulation = static_cast<float*>(at(scratch.modulation));
   p.cond_gradient = in.cond_gradient;
   int error = pack_matrices<E>(s, in.weights, false, weights, biases, stream);
-  if (error == 0 && backward) error = pack_matrices<E>(s, in.weights, true, transposed, zeros, stream);
+  if (error == 0 && backward) error = pack_matrices<E>(s, in.weights, true, transposed, nullptr, stream);
   if (error != 0) return error;
   const GradientConditionJob job{s, in.samples, in.cond_kv, in.key_mask, condition, counts, list};
   const dim3 grid(static_cast<unsigned>(in.samples), static_cast<unsigned>(std::max(s.layers, 1)));

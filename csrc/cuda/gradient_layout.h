@@ -8,7 +8,7 @@
 
 namespace rohydr {
 
-constexpr int kGradientThreads = 256, kGradientWarps = kGradientThreads / 32;
+constexpr int kForwardWarps = 8, kBackwardWarps = 16;  // of blocks of the forward, and of the way back
 constexpr int kRowsOfPair = 32;
 constexpr int kBlockMatrices = 6;  // qkv, self_out, q, cross_out, fc1, fc2: those of a block, in order of use
 
@@ -51,11 +51,6 @@ struct GradientSizes {
   }
   RH_HOST_DEVICE std::int64_t out_piece() const { return all_pieces() - out_pieces(); }
   RH_HOST_DEVICE int out_bias() const { return all_biases() - out_columns(); }
-  // Biases of the transposed matrices: so many zeros.
-  RH_HOST_DEVICE int zeros() const {
-    const int most = padded_hidden() > 3 * width ? padded_hidden() : 3 * width;
-    return most > state_depth() ? most : state_depth();
-  }
 
   // Parts of a packed condition of one sample and layer, each of so many pieces: K as rows and V as columns, which
   // attention reads; then V as rows and K as columns in bfloat16. In float32 K and V as rows serve for all.
@@ -99,60 +94,78 @@ struct StreamLayout {
   RH_HOST_DEVICE std::int64_t columns() const { return y_out() + sizes.out_columns(); }
 };
 
-// What the forward of one step leaves, of one sample; in bytes. The stream before each part of each block and at the
-// end in float32; the results of each part before its gate, Q, K and V, Q of the condition, and the MLP before GELU.
+// What the way back reads of one step of one sample; in bytes. In float32 LayerNorm's results without affine, of each
+// part of each block and of the last layer, and 1 / deviation; of each row and head of both attentions two numbers, see
+// AttentionSums; and how the result depends on the last layer's v. In E the results of each part before its gate,
+// Q, K and V, Q of the condition with the gradient of its attention's result, and GELU's slopes in the order of tiles.
 struct TapeLayout {
-  GradientSizes sizes;
+  int of_normal, of_inverse, of_sums, of_part, of_layer;  // bytes of one each; of_part: rows of W columns in E
+  int inverses, all_sums, noises, all_operands, all;      // where they start, and the end
 
-  RH_HOST_DEVICE std::int64_t cells() const { return static_cast<std::int64_t>(sizes.rows()) * sizes.width; }
-  RH_HOST_DEVICE std::int64_t stream(int layer, int part) const { return (3 * layer + part) * cells() * 4; }
-  RH_HOST_DEVICE std::int64_t operands(int layer) const {
-    const std::int64_t size = 7 * cells() + static_cast<std::int64_t>(sizes.rows()) * sizes.padded_hidden();
-    return stream(sizes.layers, 0) + cells() * 4 + layer * size * sizes.element_size;
-  }
-  RH_HOST_DEVICE std::int64_t part(int layer, int part) const {
-    return operands(layer) + part * cells() * sizes.element_size;
-  }
-  RH_HOST_DEVICE std::int64_t qkv(int layer) const { return part(layer, 3); }
-  RH_HOST_DEVICE std::int64_t query(int layer) const { return part(layer, 6); }
-  RH_HOST_DEVICE std::int64_t before_gelu(int layer) const { return part(layer, 7); }
-  RH_HOST_DEVICE std::int64_t bytes() const { return (operands(sizes.layers) + 255) / 256 * 256; }
+  TapeLayout() = default;
+  RH_HOST_DEVICE explicit TapeLayout(const GradientSizes& s)
+      : of_normal(4 * s.rows() * s.width),
+        of_inverse(4 * s.rows()),
+        of_sums(8 * s.rows() * s.heads),
+        of_part(s.rows() * s.width * s.element_size),
+        of_layer(8 * of_part + s.rows() * s.padded_hidden() * s.element_size),
+        inverses((3 * s.layers + 1) * of_normal),
+        all_sums(inverses + (3 * s.layers + 1) * of_inverse),
+        noises(all_sums + 2 * s.layers * of_sums),
+        all_operands(noises + 4 * s.rows() * s.channels),
+        all((all_operands + s.layers * of_layer + 255) / 256 * 256) {}
+
+  RH_HOST_DEVICE int normal(int layer, int part) const { return (3 * layer + part) * of_normal; }
+  RH_HOST_DEVICE int inverse(int layer, int part) const { return inverses + (3 * layer + part) * of_inverse; }
+  RH_HOST_DEVICE int sums(int layer, bool cross) const { return all_sums + (2 * layer + cross) * of_sums; }
+  RH_HOST_DEVICE int noise() const { return noises; }  // (rows, C)
+  RH_HOST_DEVICE int operands(int layer) const { return all_operands + layer * of_layer; }
+  RH_HOST_DEVICE int part(int layer, int part) const { return operands(layer) + part * of_part; }
+  RH_HOST_DEVICE int qkv(int layer) const { return part(layer, 3); }
+  RH_HOST_DEVICE int query(int layer) const { return part(layer, 6); }
+  RH_HOST_DEVICE int of_cross(int layer) const { return part(layer, 7); }
+  RH_HOST_DEVICE int gelu_slope(int layer) const { return part(layer, 8); }
 };
 
-// Shared memory of a block; offsets in bytes, multiples of 128.
+// Shared memory of a block: offsets in bytes, multiples of 128, and strides of rows. What is behind `forward_bytes` is
+// for the way back alone.
 struct GradientShared {
-  int rows, width, wide_stride, row_stride, element_size, channels, heads;
+  int rows, wide_stride, row_stride, stream_stride;
+  int narrow, stream, tokens, forward_bytes, gradient, sums, attention, state, bytes;
 
+  GradientShared() = default;
   RH_HOST_DEVICE explicit GradientShared(const GradientSizes& s)
-      : rows(s.rows()), width(s.width), element_size(s.element_size), channels(s.channels), heads(s.heads) {
-    const int pad = s.element_size == 2 ? 8 : 4;
-    wide_stride = (s.padded_hidden() > 3 * s.width ? s.padded_hidden() : 3 * s.width) + pad;
-    row_stride = s.width + pad;
-  }
+      : rows(s.rows()),
+        wide_stride((s.padded_hidden() > 3 * s.width ? s.padded_hidden() : 3 * s.width) + pad(s)),
+        row_stride(s.width + pad(s)),
+        stream_stride(s.width + 8),  // floats
+        narrow(rows * wide_stride * s.element_size),
+        stream(narrow + rows * row_stride * s.element_size),
+        tokens(stream + rows * stream_stride * 4),
+        forward_bytes(tokens + rows * 4),
+        gradient(forward_bytes),
+        sums(gradient + rows * stream_stride * 4),
+        attention(sums + 3 * kBackwardWarps * s.width * 4),
+        state(attention + 2 * rows * s.heads * 4),
+        bytes(state + rows * s.channels * 4) {}
 
-  RH_HOST_DEVICE int stream_stride() const { return width + 8; }  // floats
-  RH_HOST_DEVICE int narrow() const { return rows * wide_stride * element_size; }
-  RH_HOST_DEVICE int stream() const { return narrow() + rows * row_stride * element_size; }
-  RH_HOST_DEVICE int gradient() const { return stream() + rows * stream_stride() * 4; }
-  RH_HOST_DEVICE int sums() const { return gradient() + rows * stream_stride() * 4; }
-  RH_HOST_DEVICE int attention() const { return sums() + 3 * kGradientWarps * width * 4; }
-  RH_HOST_DEVICE int state() const { return attention() + 3 * rows * heads * 4; }
-  RH_HOST_DEVICE int tokens() const { return state() + rows * channels * 4; }
-  RH_HOST_DEVICE int bytes() const { return tokens() + rows * 4; }
+  static RH_HOST_DEVICE int pad(const GradientSizes& s) { return s.element_size == 2 ? 8 : 4; }
 };
 
-// Samples that are taken at once, steps whose operands are kept for one sum of weight gradients, and in how many parts
-// these are summed; all follow from the sizes alone, and with them the order of every sum.
+// Samples that are taken at once, steps that are computed again and kept at once, and in how many parts their weight
+// gradients are summed; all follow from the sizes alone, and with them the order of every sum.
 struct GradientPlan {
-  static constexpr std::int64_t kGroup = 264, kBytes = std::int64_t{512} << 20;
+  static constexpr std::int64_t kGroup = 132, kBytes = std::int64_t{512} << 20;  // of a chunk, of which there are two
+  static constexpr int kChunks = 5;  // at least: what the first of them waits for is the tape of all its steps
   std::int64_t group;
   int steps, parts;
 
   RH_HOST_DEVICE GradientPlan(const GradientSizes& s, std::int64_t samples, int all_steps) {
     group = samples < kGroup ? samples : kGroup;
-    const std::int64_t of_step = group * s.rows() * StreamLayout{s}.columns() * s.element_size + 1;
-    const std::int64_t fit = kBytes / of_step;
-    steps = fit < 1 ? 1 : fit < all_steps ? static_cast<int>(fit) : all_steps;
+    const std::int64_t streams = s.rows() * StreamLayout{s}.columns() * s.element_size;
+    const std::int64_t of_step = group * (streams + static_cast<std::int64_t>(TapeLayout(s).all)) + 1;
+    const std::int64_t fit = kBytes / of_step, most = (all_steps + kChunks - 1) / kChunks;
+    steps = static_cast<int>(fit < 1 || most < 1 ? 1 : fit < most ? fit : most);
     const std::int64_t some = (steps * group * s.rows() / kRowsOfPair + 3) / 4;
     parts = some < 1 ? 1 : some < 8 ? static_cast<int>(some) : 8;
   }
@@ -160,24 +173,27 @@ struct GradientPlan {
 
 // The scratch memory of a call, in bytes; parts start at multiples of 256.
 struct GradientScratch {
-  std::int64_t weights, biases, transposed, zeros, condition, key_counts, key_list, row_counts, tape, streams;
-  std::int64_t modulation, weight_parts, bytes;
+  static constexpr std::int64_t kBeyond = 16 * 512;  // that WeightPieces may fetch behind the last matrix
+  std::int64_t weights, biases, transposed, condition, key_counts, key_list, row_counts, tape, streams;
+  std::int64_t second_tape, second_streams, modulation, weight_parts, bytes;
 
-  // `samples` of a group, `steps` of a chunk; `all` samples of the call; parts of the weight gradients.
+  // `samples` of a group, `steps` of a chunk; `all` samples of the call; parts of the weight gradients; whether there are
+  // two chunks at a time.
   RH_HOST_DEVICE GradientScratch(const GradientSizes& s, std::int64_t all, std::int64_t samples, std::int64_t steps,
-                                 int parts) {
+                                 int parts, bool two) {
     const auto after = [](std::int64_t start, std::int64_t size) { return start + (size + 255) / 256 * 256; };
     weights = 0;
-    biases = after(weights, 16 * s.all_pieces());
+    biases = after(weights, 16 * s.all_pieces() + kBeyond);
     transposed = after(biases, 4 * static_cast<std::int64_t>(s.all_biases()));
-    zeros = after(transposed, 16 * s.all_pieces());
-    condition = after(zeros, 4 * static_cast<std::int64_t>(s.zeros()));
+    condition = after(transposed, 16 * s.all_pieces() + kBeyond);
     key_counts = after(condition, 16 * all * s.layers * s.condition_parts() * s.condition_part());
     key_list = after(key_counts, 4 * all);
     row_counts = after(key_list, 4 * all * s.keys);
     tape = after(row_counts, 4 * samples);
-    streams = after(tape, samples * TapeLayout{s}.bytes());
-    modulation = after(streams, steps * samples * s.rows() * StreamLayout{s}.columns() * s.element_size);
+    streams = after(tape, steps * samples * static_cast<std::int64_t>(TapeLayout(s).all));
+    second_tape = after(streams, steps * samples * s.rows() * StreamLayout{s}.columns() * s.element_size);
+    second_streams = second_tape + (two ? streams - tape : 0);
+    modulation = second_streams + (two ? second_tape - streams : 0);
     weight_parts = after(modulation, 4 * steps * samples * s.modulation_size());
     bytes = after(weight_parts, 4 * parts * s.weight_count());
   }

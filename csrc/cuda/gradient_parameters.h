@@ -9,14 +9,16 @@ namespace rohydr {
 
 struct GradientParameters {
   GradientSizes sizes;
+  TapeLayout layout;
+  GradientShared shared;
   std::int64_t samples, first_sample, all_samples;  // of the group, its first, and those of the call
   int steps;                                        // of the chunk
   const std::uint8_t* token_mask;                   // (B, T), or null
   const uint4 *weights, *transposed, *condition;
-  const float *biases, *zeros;
+  const float* biases;
   const int *key_counts, *key_list;  // (B), (B, S)
   int* row_counts;                   // (samples)
-  char* tape;                        // (samples, TapeLayout::bytes())
+  char* tape;                        // (steps, samples, TapeLayout::bytes())
   void* streams;                     // see StreamLayout
   float* modulation;                 // (steps, samples, modulation_size())
   float* cond_gradient;              // (L, 2, B, S, W), to which is added

@@ -26,7 +26,7 @@ struct PackJobs {
   int count;
   float scale;
   uint4* pieces;
-  float* biases;
+  float* biases;  // or null
 };
 
 __device__ inline float as_float(float value) { return value; }
@@ -82,7 +82,7 @@ __global__ void pack_weights_kernel(const __grid_constant__ PackJobs all) {
       return weight_at<E>(job, all.scale, tile * kTile + column, depth);
     });
   }
-  for (int i = first; i < job.padded_columns; i += stride) {
+  for (int i = first; all.biases != nullptr && i < job.padded_columns; i += stride) {
     const int source = job.bias == nullptr ? -1 : source_of(job, i);
     const float value = source < 0 ? 0.0f : as_float(static_cast<const E*>(job.bias)[source]);
     all.biases[job.bias_place + i] = i < job.scaled_columns ? value * all.scale : value;

@@ -19,7 +19,7 @@ int launch(const CudaLoopGradient& r) {
 
 std::string reverse_loop_backward_cuda_refusal(const CudaLoopGradient& r) { return gradient_refusal(sizes_of(r)); }
 
-int reverse_loop_backward_cuda_shared_bytes(const CudaLoopGradient& r) { return GradientShared(sizes_of(r)).bytes(); }
+int reverse_loop_backward_cuda_shared_bytes(const CudaLoopGradient& r) { return GradientShared(sizes_of(r)).bytes; }
 
 std::int64_t reverse_loop_backward_cuda_scratch(const CudaLoopGradient& r) { return scratch_of(r).bytes; }
 

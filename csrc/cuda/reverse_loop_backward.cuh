@@ -1,27 +1,22 @@
 // SPDX-License-Identifier: MIT
-// The way back through steps of Eq. 2 for one sample, from x_t of each step: what the step computes is computed again.
+// The way back through steps of Eq. 2 for one sample, from the tape of loop_tape.cuh.
 #pragma once
 
+#include "block_backward.cuh"
+#include "condition_gradients.cuh"
 #include "gradient_launch.cuh"
-#include "noise_rows.cuh"
+#include "loop_tape.cuh"
 #include "reverse_loop_backward_launch.h"
-#include "sample_rows.cuh"
 
 namespace rohydr {
 
-struct LoopGradientParameters {
-  GradientParameters gradient;
-  const float* states;  // (steps, B, T, C)
-  float* of_state;      // (B, T, C) the gradient of the last step's result, then of the first step's x_t
-  const float *position, *block_modulation, *final_modulation, *coefficients;
-  PhiloxRequest noise;
-  int first_step;  // of the chunk, from 1
-};
-
-template <class E, int W>
-struct StepGradient : BlockGradient<E, W> {
-  using Base = BlockGradient<E, W>;
+template <class E, int W, bool kLargeHeads>
+struct StepBackward : BlockBackward<E, W, kLargeHeads> {
+  using Base = BlockBackward<E, W, kLargeHeads>;
   using Base::gradient;
+  using Base::in_narrow;
+  using Base::in_wide;
+  using Base::kThreads;
   using Base::narrow;
   using Base::p;
   using Base::rows;
@@ -30,193 +25,174 @@ struct StepGradient : BlockGradient<E, W> {
 
   const LoopGradientParameters& all;
 
-  __device__ StepGradient(const LoopGradientParameters& all, std::int64_t sample)
+  __device__ StepBackward(const LoopGradientParameters& all, int sample)
       : Base(all.gradient, sample), all(all) {}
 
-  __device__ float* state() const { return this->template at<float>(shared.state()); }  // (rows, C) gradient of x_t
+  __device__ float* state() const { return this->template at<float>(shared.state); }  // (rows, C) gradient of x_t
   __device__ int channels() const { return p.sizes.channels; }
   __device__ std::int64_t element(int row, int channel) const {  // of (B, T, C)
     return (this->number() * p.sizes.tokens + this->token()[row]) * channels() + channel;
   }
 
-  // x_t as an operand, to wide and X.
-  __device__ void show_state(int step) const {
-    const int depth = p.sizes.state_depth(), stride = depth + Operand<E>::kPad;
-    const float* const x = all.states + (step - 1) * p.all_samples * p.sizes.tokens * channels();
-    E* const keep = this->kept(StreamLayout{p.sizes}.x_in(), depth);
-    for (int i = ptx::thread_index(); i < this->whole_rows() * depth / 2; i += kGradientThreads) {
-      const int row = 2 * i / depth, c = 2 * i % depth;
-      const auto at = [&](int channel) {
-        return row < rows && channel < channels() ? x[element(row, channel)] : 0.0f;
-      };
-      const float first = at(c), second = at(c + 1);
-      Operand<E>::store2(wide() + row * stride + c, first, second);
-      Operand<E>::store2(keep + row * depth + c, first, second);
+  __device__ void take_gradient() const {
+    for (int i = ptx::thread_index(); i < rows * channels(); i += kThreads) {
+      state()[i] = all.of_state[element(i / channels(), i % channels())];
+    }
+  }
+  // Zeros at tokens that do not exist.
+  __device__ void give_gradient() const {
+    const int size = p.sizes.tokens * channels();
+    for (int i = ptx::thread_index(); i < size; i += kThreads) all.of_state[this->number() * size + i] = 0.0f;
+    __syncthreads();  // zeros come first
+    for (int i = ptx::thread_index(); i < rows * channels(); i += kThreads) {
+      all.of_state[element(i / channels(), i % channels())] = state()[i];
     }
   }
 
-  __device__ void embed() const {
-    const int depth = p.sizes.state_depth();
-    this->products(wide(), depth + Operand<E>::kPad, PackedTiles{p.weights, p.biases, depth}, W,
-                   [&](const Place<W>& place, int tile, const Fragment& acc) {
-      for_pairs(acc, [&](int m, int h, int j, float first, float second) {
-        const int row = place.row(m, h), c = tile * kTile + place.column(j);
-        float2 at = make_float2(0.0f, 0.0f);
-        if (row < rows) at = load2(all.position + static_cast<std::int64_t>(this->token()[row]) * W + c);
-        *reinterpret_cast<float2*>(this->stream() + row * shared.stream_stride() + c) =
-            make_float2(first + at.x, second + at.y);
-      });
-    });
-  }
-
-  // From the gradient of x_{t-1} to that of what the last layer gives, in Y, and to c_x times it. z is in wide.
+  // From the gradient of x_{t-1} to that of what the last layer gives, in wide and Y, and to c_x times it.
   __device__ void update_backward(int step) const {
     const float4 c = __ldg(reinterpret_cast<const float4*>(all.coefficients) + step - 1);
-    const float* const z = reinterpret_cast<const float*>(wide());
-    const int columns = p.sizes.out_columns();
+    const float* const noise = this->template tape<const float>(p.layout.noise());
+    const int columns = p.sizes.out_columns(), of_row = columns / 4;  // pairs of channels
     E* const keep = this->kept(StreamLayout{p.sizes}.y_out(), columns);
-    const PackedTiles last{p.weights + p.sizes.out_piece(), p.biases + p.sizes.out_bias(), W};
-    this->products(narrow(), shared.row_stride, last, columns,
-                   [&](const Place<W>& place, int tile, const Fragment& acc) {
+    for (int i = ptx::thread_index(); i < this->whole_rows() * of_row; i += kThreads) {
+      const int row = i / of_row, first = i % of_row * 2;
+      float of_prediction[2] = {}, of_v[2] = {};
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int m = r / 2, h = r % 2, row = place.row(m, h);
-        float of_prediction[2] = {}, of_v[2] = {};
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int channel = 8 * tile + place.column(0) + e;
-          if (row >= rows || channel >= channels()) continue;
-          float& g = state()[row * channels() + channel];
-          of_prediction[e] = c.y * g;
-          if (step > 1) {  // d sigma / dv = sigma (log beta - log btilde) / 4
-            const float u = 0.5f * (acc[m][1][2 * h + e] + 1.0f);
-            const float sigma = expf(0.5f * (u * c.z + (1.0f - u) * c.w));
-            of_v[e] = g * z[row * channels() + channel] * (sigma * 0.25f * (c.z - c.w));
-          }
-          g *= c.x;
-        }
-        E* const to = keep + row * columns + tile * kTile + place.column(0);
-        Operand<E>::store2(to, of_prediction[0], of_prediction[1]);
-        Operand<E>::store2(to + 8, of_v[0], of_v[1]);
+      for (int e = 0; e < 2; ++e) {
+        const int place = row * channels() + first + e;
+        if (row >= rows || first + e >= channels()) continue;
+        float& g = state()[place];
+        of_prediction[e] = c.y * g;
+        if (step > 1) of_v[e] = g * noise[place];
+        g *= c.x;
       }
-    });
+      const int column = first / 8 * kTile + first % 8;
+      E* const to = wide() + row * shared.wide_stride + column;
+      Operand<E>::store2(to, of_prediction[0], of_prediction[1]);
+      Operand<E>::store2(to + 8, of_v[0], of_v[1]);
+      Operand<E>::store2(keep + row * columns + column, of_prediction[0], of_prediction[1]);
+      Operand<E>::store2(keep + row * columns + column + 8, of_v[0], of_v[1]);
+    }
   }
 
-  // The gradient of the embedding to Y, and what it adds to that of x_t.
-  __device__ void embed_backward() const {
+  // The gradient of the embedding to Y, and what it adds to that of x_t. `normal`: where the sums of the LayerNorm
+  // behind it go.
+  __device__ void embed_backward(float* normal) const {
     E* const keep = this->kept(StreamLayout{p.sizes}.y_in(), W);
 #pragma unroll 1
-    for (int row = this->warp(); row < this->whole_rows(); row += kGradientWarps) {
+    for (int row = this->warp; row < this->whole_rows(); row += Base::kWarps) {
       float x[Base::N];
-      load_row(x, gradient() + row * shared.stream_stride() + this->column());
+      load_row(x, gradient() + row * shared.stream_stride + this->column());
       store_row(narrow() + row * shared.row_stride + this->column(), x);
       store_row(keep + row * W + this->column(), x);
     }
-    __syncthreads();  // narrow is whole
-    this->products(narrow(), shared.row_stride, PackedTiles{p.transposed, p.zeros, W}, p.sizes.state_depth(),
-                   [&](const Place<W>& place, int tile, const Fragment& acc) {
-      for_pairs(acc, [&](int m, int h, int j, float first, float second) {
-        const int row = place.row(m, h), channel = tile * kTile + place.column(j);
-        if (row >= rows) return;
-        float* const to = state() + row * channels() + channel;
-        if (channel < channels()) to[0] += first;
-        if (channel + 1 < channels()) to[1] += second;
-      });
+    this->products(in_narrow(), PackedTiles{p.transposed, nullptr, W}, p.sizes.state_depth(),
+                   [&](int row, int channel, float first, float second) {
+      if (row >= rows) return;
+      float* const to = state() + row * channels() + channel;
+      if (channel < channels()) to[0] += first;
+      if (channel + 1 < channels()) to[1] += second;
     });
+    this->add_sums(normal, nullptr);
   }
 
   __device__ __forceinline__ void step_backward(int step) const {
     const int layers = p.sizes.layers;
     const std::int64_t row = step - 1;
     const float* const modulation = all.block_modulation + row * layers * 9 * W;
-    const float* const last = all.final_modulation + row * 2 * W;
-    float* const of_modulation =
-        p.modulation + (static_cast<std::int64_t>(this->slot) * p.samples + this->sample) * p.sizes.modulation_size();
+    float* const of_modulation = p.modulation + static_cast<std::int64_t>(this->step_place) * p.sizes.modulation_size();
 
-    show_state(step);
-    __syncthreads();  // wide is whole
-    embed();
-    __syncthreads();  // the stream is whole, wide is free
-#pragma unroll 1
-    for (int layer = 0; layer < layers; ++layer) this->template forward<true>(layer, modulation + layer * 9 * W);
-    float* const before = this->template tape<float>(TapeLayout{p.sizes}.stream(layers, 0));
-    this->template normalise<true>(last, last + W, before, this->kept(StreamLayout{p.sizes}.x_out(), W));
-    PhiloxRequest noise = all.noise;
-    noise.step = static_cast<std::uint32_t>(step);
-    if (step > 1) {
-      draw_rows(noise, noise.sample_ids[this->number()], this->token(), 0, rows, channels(),
-                reinterpret_cast<float*>(wide()), channels(), ptx::thread_index(), static_cast<int>(blockDim.x));
-    }
-    __syncthreads();  // narrow and z are whole
+    if (layers > 0) this->expect(layers - 1);
     update_backward(step);
-    __syncthreads();  // Y is whole, wide is free
-
-    const int columns = p.sizes.out_columns();
-    this->copy(wide(), shared.wide_stride, this->kept(StreamLayout{p.sizes}.y_out(), columns), columns, columns);
-    __syncthreads();  // wide is whole
-    this->products_to_stream(wide(), shared.wide_stride,
-                             PackedTiles{p.transposed + p.sizes.out_piece(), p.zeros, columns});
-    __syncthreads();  // the gradient of the last layer's input is whole
-    Base::template normalise_backward<true>(before, last + W);
-    __syncthreads();  // the sums are there
-    this->add_sums(0, of_modulation + layers * 9 * W);
-    this->add_sums(1, of_modulation + layers * 9 * W + W);
+    this->to_stream(in_wide(), PackedTiles{p.transposed + p.sizes.out_piece(), nullptr, p.sizes.out_columns()});
+    __syncthreads();  // the gradient of the last layer's input is whole, wide is free
+    const float* const last = all.final_modulation + row * 2 * W + W;  // its scale
+    if (layers == 0) this->template rows_backward<true, false>({0, 0, last, true}, {});
 #pragma unroll 1
     for (int layer = layers - 1; layer >= 0; --layer) {
+      const bool first = layer == layers - 1;
+      this->template rows_backward<true, true>(
+          {layer + 1, 0, first ? last : modulation + (9 * layer + 10) * W, first},
+          {layer, 2, modulation + (9 * layer + 8) * W});
       this->backward(layer, modulation + layer * 9 * W, of_modulation + layer * 9 * W);
     }
-    embed_backward();
+    if (layers > 0) this->template rows_backward<true, false>({0, 0, modulation + W}, {});
+    embed_backward(of_modulation);
     __syncthreads();  // the gradient of x_t is whole
   }
 };
 
-template <class E, int W>
-__global__ void __launch_bounds__(kGradientThreads, 1)
-    reverse_loop_backward_kernel(const __grid_constant__ LoopGradientParameters all) {
-  const GradientParameters& p = all.gradient;
-  StepGradient<E, W> block(all, blockIdx.x);
-  find_tokens(block);
-  const int thread = static_cast<int>(threadIdx.x), channels = p.sizes.channels;
-  if (thread == 0) p.row_counts[block.sample] = block.rows;
-  for (int i = thread; i < block.rows * channels; i += kGradientThreads) {
-    block.state()[i] = all.of_state[block.element(i / channels, i % channels)];
+// Two chunks of steps: for the first, whose tape is there, blocks go all its way back, one for each sample; others make
+// the tape of the second meanwhile, which it will need next.
+struct LoopGradientChunks {
+  LoopGradientParameters back, tape;
+  int blocks_back;
+};
+
+template <class E, int W, bool kLargeHeads>
+__global__ void __launch_bounds__(BlockBackward<E, W, kLargeHeads>::kThreads, 1)
+    reverse_loop_backward_kernel(const __grid_constant__ LoopGradientChunks chunks) {
+  const int index = static_cast<int>(blockIdx.x) - chunks.blocks_back;
+  if (index >= 0) {
+    constexpr HeadSizes kHeads = kLargeHeads ? HeadSizes::kLarge : HeadSizes::kSmall;
+    make_tape<E, W, BlockBackward<E, W, kLargeHeads>::kWarps, kHeads>(chunks.tape, index);
+    return;
   }
+  const LoopGradientParameters& all = chunks.back;
+  StepBackward<E, W, kLargeHeads> block(all, static_cast<int>(blockIdx.x));
+  find_tokens(block);
+  block.take_gradient();
   __syncthreads();  // the gradient is there
 #pragma unroll 1
-  for (block.slot = 0; block.slot < p.steps; ++block.slot) block.step_backward(all.first_step + block.slot);
-
-  const int size = p.sizes.tokens * channels;
-  for (int i = thread; i < size; i += kGradientThreads) all.of_state[block.number() * size + i] = 0.0f;
-  __syncthreads();  // zeros come first
-  for (int i = thread; i < block.rows * channels; i += kGradientThreads) {
-    all.of_state[block.element(i / channels, i % channels)] = block.state()[i];
+  for (int slot = 0; slot < all.gradient.steps; ++slot) {
+    block.take_step(slot);
+    block.step_backward(all.first_step + slot);
   }
+  block.give_gradient();
 }
 
 // Groups of samples one after the other, and chunks of steps from the last step of the loop on.
-template <class E, int W>
-int launch_loop_backward(const CudaLoopGradient& r) {
+template <class E, int W, bool kLargeHeads>
+int launch_loop_backward_of(const CudaLoopGradient& r) {
   const CudaLoopModality& m = r.loop;
   const GradientSizes sizes = sizes_of(r);
   const GradientPlan plan = plan_of(r);
   const GradientScratch scratch = scratch_of(r);
   LoopGradientParameters all{};
-  GradientParameters& p = all.gradient;
   const GradientInputs inputs{m.samples, m.cond_kv, m.token_mask, m.key_mask, m.weights, r.cond_kv, m.scratch};
-  int error = prepare_gradient<E>(sizes, inputs, scratch, true, p, r.stream);
+  int error = prepare_gradient<E>(sizes, inputs, scratch, true, all.gradient, r.stream);
   float* const parts = reinterpret_cast<float*>(static_cast<char*>(m.scratch) + scratch.weight_parts);
   all.states = m.x, all.of_state = m.out, all.position = m.position, all.coefficients = m.coefficients;
   all.block_modulation = m.block_modulation, all.final_modulation = m.final_modulation;
   all.noise = {m.seed, m.sample_ids, m.samples, 0, m.modality, 0, kPhiloxStepStream};
   const int blocks = 9 * m.layers * W, last = 2 * W;
+
   for (std::int64_t first = 0; first < m.samples && error == 0; first += plan.group) {
-    p.first_sample = first;
-    p.samples = std::min(plan.group, m.samples - first);
+    all.gradient.first_sample = first;
+    all.gradient.samples = std::min(plan.group, m.samples - first);
+    const auto chunk = [&](int done) {  // of the steps from `done` on; none where they are over
+      LoopGradientParameters of = all;
+      of.first_step = done + 1;
+      of.gradient.steps = std::max(0, std::min(plan.steps, m.steps - done));
+      const bool second = done / plan.steps % 2 == 1;
+      of.gradient.tape += second ? scratch.second_tape - scratch.tape : 0;
+      of.gradient.streams = static_cast<char*>(of.gradient.streams) + (second ? scratch.second_streams - scratch.streams : 0);
+      return of;
+    };
+    const auto launch = [&](const LoopGradientChunks& chunks) {
+      const std::int64_t tapes = chunks.tape.gradient.samples * chunks.tape.gradient.steps;
+      return ROHYDR_LAUNCH((reverse_loop_backward_kernel<E, W, kLargeHeads>),
+                           dim3(static_cast<unsigned>(chunks.blocks_back + tapes)),
+                           dim3(BlockBackward<E, W, kLargeHeads>::kThreads), GradientShared(sizes).bytes, r.stream,
+                           chunks);
+    };
+    error = launch({all, chunk(0), 0});
     for (int done = 0; done < m.steps && error == 0; done += plan.steps) {
-      p.steps = std::min(plan.steps, m.steps - done);
-      all.first_step = done + 1;
-      error = ROHYDR_LAUNCH((reverse_loop_backward_kernel<E, W>), dim3(static_cast<unsigned>(p.samples)),
-                            dim3(kGradientThreads), GradientShared(sizes).bytes(), r.stream, all);
+      const LoopGradientChunks chunks{chunk(done), chunk(done + plan.steps), static_cast<int>(all.gradient.samples)};
+      const GradientParameters& p = chunks.back.gradient;
+      error = launch(chunks);
+      if (error == 0) error = add_condition_gradients<E, W, kLargeHeads>(p, r.stream);
       const bool start = first == 0 && done == 0;
       if (error == 0) error = sum_weight_gradients<E>(p, plan.parts, parts, start, r.weights, r.stream);
       const ModulationSum sum{p.modulation, p.samples, blocks, last,
@@ -226,6 +202,14 @@ int launch_loop_backward(const CudaLoopGradient& r) {
     }
   }
   return error;
+}
+
+template <class E, int W>
+int launch_loop_backward(const CudaLoopGradient& r) {
+  if constexpr (W > kSmallHeadMax) {
+    if (W / r.heads > kSmallHeadMax) return launch_loop_backward_of<E, W, true>(r);
+  }
+  return launch_loop_backward_of<E, W, false>(r);
 }
 
 }  // namespace rohydr

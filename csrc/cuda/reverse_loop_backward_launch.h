@@ -20,7 +20,7 @@ inline GradientPlan plan_of(const CudaLoopGradient& r) { return {sizes_of(r), r.
 
 inline GradientScratch scratch_of(const CudaLoopGradient& r) {
   const GradientPlan plan = plan_of(r);
-  return {sizes_of(r), r.loop.samples, plan.group, plan.steps, plan.parts};
+  return {sizes_of(r), r.loop.samples, plan.group, plan.steps, plan.parts, true};
 }
 
 template <class E, int W>

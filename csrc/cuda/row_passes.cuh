@@ -3,8 +3,11 @@
 // pass leaves in a row the next reads without a barrier, and sums over rows stay in the lane's registers.
 #pragma once
 
-#include "denoiser.cuh"
+#include <type_traits>
+
+#include "gelu.cuh"
 #include "gradient_layout.h"
+#include "tiles.cuh"
 
 namespace rohydr {
 
@@ -56,81 +59,74 @@ __device__ void store_row(Bf16* to, const float (&x)[N]) {
   }
 }
 
-__device__ inline float sum_of_warp(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kFullWarp, x, lanes);
-  return x;
+// Two neighbours as they lie in memory.
+template <class E>
+using Pair = std::conditional_t<sizeof(E) == 2, std::uint32_t, float2>;
+
+template <class E>
+__device__ float2 open_pair(const Pair<E>& pair) {
+  float x[2];
+  load_row(x, reinterpret_cast<const E*>(&pair));
+  return make_float2(x[0], x[1]);
 }
 
-// x becomes LayerNorm of the row without affine; returns 1 / its deviation.
-template <int W, int N>
-__device__ float normalise_row(float (&x)[N]) {
-  float sum = 0.0f, squares = 0.0f;
+// Each becomes its sum over the warp; one after the other they would wait for each other's shuffles.
+template <int R>
+__device__ void sum_over_warp(float (&x)[R]) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) sum += x[i];
-  const float mean = sum_of_warp(sum) * (1.0f / W);
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    x[i] -= mean;
-    squares = fmaf(x[i], x[i], squares);
+    for (int r = 0; r < R; ++r) x[r] += __shfl_xor_sync(kFullWarp, x[r], lanes);
   }
-  const float inverse = rsqrtf(fmaf(sum_of_warp(squares), 1.0f / W, kLayerNormEps));
+}
+
+// Rows become LayerNorm of them without affine; `inverse` 1 / their deviation.
+template <int W, int R, int N>
+__device__ void normalise_rows(float (&x)[R][N], float (&inverse)[R]) {
+  float sum[R] = {}, squares[R] = {};
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] *= inverse;
-  return inverse;
+  for (int r = 0; r < R; ++r) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[r] += x[r][i];
+  }
+  sum_over_warp(sum);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      x[r][i] -= sum[r] * (1.0f / W);
+      squares[r] = fmaf(x[r][i], x[r][i], squares[r]);
+    }
+  }
+  sum_over_warp(squares);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    inverse[r] = rsqrtf(fmaf(squares[r], 1.0f / W, kLayerNormEps));
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[r][i] *= inverse[r];
+  }
 }
 
 // The gradient of what LayerNorm read, from that of its result `g` and from its result `x`.
-template <int W, int N>
-__device__ void normalise_row_backward(float (&g)[N], const float (&x)[N], float inverse) {
-  float sum = 0.0f, with = 0.0f;
+template <int W, int R, int N>
+__device__ void normalise_rows_backward(float (&g)[R][N], const float (&x)[R][N], const float (&inverse)[R]) {
+  float sum[2 * R] = {};  // of g, then of g x
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    sum += g[i];
-    with = fmaf(g[i], x[i], with);
-  }
-  const float mean = sum_of_warp(sum) * (1.0f / W), slope = sum_of_warp(with) * (1.0f / W);
+  for (int r = 0; r < R; ++r) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) g[i] = inverse * (g[i] - mean - x[i] * slope);
-}
-
-// GELU's slope: with s = 1 / (1 + exp(-2 u)) and u as in constants.cuh it is s + 2 x u' s (1 - s).
-__device__ inline float gelu_slope(float x) {
-  const float s = 1.0f / (1.0f + exp2f(x * fmaf(x * x, -kTwoLog2e * kGeluCubic, -kTwoLog2e * kGeluFactor)));
-  return fmaf(2.0f * x * fmaf(x * x, 3.0f * kGeluCubic, kGeluFactor), s * (1.0f - s), s);
-}
-
-// A piece of 16 bytes as floats, and back.
-template <class E>
-struct Piece;
-
-template <>
-struct Piece<Bf16> {
-  static constexpr int kSize = 8;
-  static __device__ void open(const uint4& piece, float (&x)[8]) {
-    const std::uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = __uint_as_float(words[i] << 16);
-      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    for (int i = 0; i < N; ++i) {
+      sum[r] += g[r][i];
+      sum[R + r] = fmaf(g[r][i], x[r][i], sum[R + r]);
     }
   }
-  static __device__ uint4 close(const float (&x)[8]) {
-    return make_uint4(ptx::pack_bf16(x[0], x[1]), ptx::pack_bf16(x[2], x[3]), ptx::pack_bf16(x[4], x[5]),
-                      ptx::pack_bf16(x[6], x[7]));
+  sum_over_warp(sum);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      g[r][i] = inverse[r] * (g[r][i] - sum[r] * (1.0f / W) - x[r][i] * (sum[R + r] * (1.0f / W)));
+    }
   }
-};
-
-template <>
-struct Piece<float> {
-  static constexpr int kSize = 4;
-  static __device__ void open(const uint4& piece, float (&x)[4]) {
-    x[0] = __uint_as_float(piece.x), x[1] = __uint_as_float(piece.y);
-    x[2] = __uint_as_float(piece.z), x[3] = __uint_as_float(piece.w);
-  }
-  static __device__ uint4 close(const float (&x)[4]) {
-    return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
-  }
-};
+}
 
 }  // namespace rohydr

@@ -2,17 +2,17 @@
 // Which rows a sample has.
 #pragma once
 
-#include "block_backward.cuh"
+#include "block_memory.cuh"
 #include "pack.cuh"
 
 namespace rohydr {
 
 // The numbers of the sample's tokens that exist, and how many there are.
-template <class E, int W>
-__device__ void find_tokens(BlockGradient<E, W>& block) {
+template <class Block>
+__device__ void find_tokens(Block& block) {
   const GradientParameters& p = block.p;
   const int tokens = p.sizes.tokens;
-  int* const found = reinterpret_cast<int*>(block.sums());
+  int* const found = reinterpret_cast<int*>(block.wide());
   if (threadIdx.x < 32) {
     const int count =
         list_true(p.token_mask == nullptr ? nullptr : p.token_mask + block.number() * tokens, tokens, block.token());
@@ -20,7 +20,7 @@ __device__ void find_tokens(BlockGradient<E, W>& block) {
   }
   __syncthreads();  // the list is whole
   block.rows = *found;
-  __syncthreads();  // sums is free
+  __syncthreads();  // wide is free
 }
 
 }  // namespace rohydr

@@ -18,6 +18,9 @@ SOURCES = [
     building.HERE / "entries" / "reverse_loop.cpp",
 ]
 
+WORDS = 23
+"""Of gradient_words.h: TapeLayout and GradientShared of csrc/cuda/gradient_layout.h."""
+
 
 @functools.cache
 def simulation() -> Simulation:
@@ -72,9 +75,9 @@ def gradient_arguments(
 
 
 def backward_places(sizes: list[int], more: list[int]) -> list[int]:
-    """Where the parts of the scratch memory of the way back start, its size, a block's shared memory, and the parts of
-    the weight gradients; of the sizes of a call, and its width, heads and type."""
-    return [simulation().value("reverse_loop_backward_place", what, *sizes, *more) for what in range(15)]
+    """Where the parts of the scratch memory of the way back start, its size, the parts of the weight gradients, and the
+    words of gradient_words.h; of the sizes of a call, and its width, heads and type."""
+    return [simulation().value("reverse_loop_backward_place", what, *sizes, *more) for what in range(14 + WORDS)]
 
 
 def arguments(*cases: dict, bf16: bool = False) -> tuple[list, list[np.ndarray]]:

@@ -7,10 +7,18 @@ import torch
 from . import building, denoiser_blocks
 from .numbers import poisoned
 from .ptx.module import Module, Struct
+from .reverse_loops import WORDS
 from .test_denoiser_block import make, out_gradient_of
 
-PARAMETERS = "<8i3qi4x13Q3Qi4xQ"  # BlockParameters of csrc/cuda/denoiser_block.cuh, with its GradientParameters
+GRADIENT = "8i23i4x3qi4x12Q"  # GradientParameters of csrc/cuda, with the words of gradient_words.h
+PARAMETERS = f"<{GRADIENT}3Qi4xQ"  # BlockParameters of csrc/cuda/denoiser_block.cuh
 TYPES = {False: ("float32", "f"), True: ("bfloat16", "13__nv_bfloat16")}
+SHARED_BYTES, FORWARD_BYTES = 22, 17  # among the words
+
+
+def condition_bytes(rows: int, width: int, heads: int, bf16: bool) -> int:
+    """ConditionShared of csrc/cuda/condition_gradients.cuh."""
+    return 2 * (2 * rows * (width + (8 if bf16 else 4)) * (2 if bf16 else 4) + rows * heads * 8)
 
 
 def interpret(case: dict, bf16: bool) -> tuple[dict, dict]:
@@ -19,25 +27,34 @@ def interpret(case: dict, bf16: bool) -> tuple[dict, dict]:
     denoiser_blocks.simulation().call("denoiser_block", *given)
     sizes, x, modulation, _, token_mask, _, _, _, scratch, _, out_gradient = given[:11]
     samples, tokens, keys, hidden, width, heads = map(int, sizes[:6])
-    *places, size, shared = [
-        denoiser_blocks.simulation().value("denoiser_block_place", what, *map(int, sizes[:8])) for what in range(14)
+    found = [
+        denoiser_blocks.simulation().value("denoiser_block_place", what, *map(int, sizes[:8]))
+        for what in range(12 + WORDS)
     ]
+    (*places, size), words = found[:12], found[12:]
     parts = [scratch[begin:end].copy() for begin, end in zip(places, [*places[1:], size], strict=True)]
-    read, written = parts[:7], [poisoned(part.shape, np.uint8) for part in parts[7:10]]
+    read, written = parts[:6], [poisoned(part.shape, np.uint8) for part in parts[6:9]]
     found = {name: poisoned(simulated[name].shape, np.float32) for name in ("x", "modulation")}
     found["cond_kv"] = np.zeros(simulated["cond_kv"].shape, np.float32)
-    weights, biases, transposed, zeros, condition, counts, numbers = read
-    fields = [width, hidden, 0, 1, 2 if bf16 else 4, heads, tokens, keys, samples, 0, samples, 1, token_mask]
-    fields += [weights, transposed, condition, biases, zeros, counts, numbers, *written]
-    fields += [found["modulation"], found["cond_kv"], x, modulation, out_gradient, samples, found["x"]]
+    weights, biases, transposed, condition, counts, numbers = read
+    gradient = [width, hidden, 0, 1, 2 if bf16 else 4, heads, tokens, keys, *words, samples, 0, samples, 1, token_mask]
+    gradient += [weights, transposed, condition, biases, counts, numbers, *written]
+    gradient += [found["modulation"], found["cond_kv"]]
+    parameters = Struct(PARAMETERS, *gradient, x, modulation, out_gradient, samples, found["x"])
     name, mangled = TYPES[bf16]
     module = Module(building.ptx_of(building.KERNELS / f"denoiser_block_{name}.cu"))
+    instance = f"I{mangled}Li{width}E"
+    for kernel, threads, shared in [
+        (f"denoiser_block_kernel{instance}Lb1", 256, words[FORWARD_BYTES]),
+        (f"denoiser_block_backward_kernel{instance}Lb0", 512, words[SHARED_BYTES]),
+    ]:
+        module.launch(kernel, grid=samples, block=threads, arguments=[parameters], shared_bytes=shared)
     module.launch(
-        f"denoiser_block_backward_kernelI{mangled}Li{width}",
-        grid=samples,
+        f"condition_gradient_kernel{instance}Lb0",
+        grid=(samples, 1, -(-heads * -(-keys // 16) // 8)),
         block=256,
-        arguments=[Struct(PARAMETERS, *fields)],
-        shared_bytes=shared,
+        arguments=[Struct(f"<{GRADIENT}", *gradient)],
+        shared_bytes=condition_bytes(words[10], width, heads, bf16),
     )
     return simulated, found
 

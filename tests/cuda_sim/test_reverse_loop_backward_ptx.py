@@ -11,10 +11,11 @@ from . import building, reverse_loops
 from .numbers import poisoned
 from .ptx.module import Module, Struct
 from .test_denoiser_block import out_gradient_of
+from .test_denoiser_block_ptx import GRADIENT, SHARED_BYTES, condition_bytes
 from .test_reverse_loop import make
 
-PARAMETERS = "<8i3qi4x13Q6QQQqq3I4xi4x"
-"""LoopGradientParameters of csrc/cuda/reverse_loop_backward.cuh, with its GradientParameters and PhiloxRequest."""
+LOOP = f"{GRADIENT}6QQQqq3I4xi4x"  # LoopGradientParameters, with its PhiloxRequest
+CHUNKS = f"<{LOOP}{LOOP}i4x"  # LoopGradientChunks of csrc/cuda/reverse_loop_backward.cuh
 JOB, JOBS_MAX = "4q5i4x", 48
 JOBS = f"<{JOB * JOBS_MAX}i4xQQq3i4xqQ"  # WeightJobs of csrc/cuda/weight_gradients.cuh
 SUM = "<Qq2iQQi4x"  # ModulationSum there
@@ -47,6 +48,16 @@ class Call(NamedTuple):
         begin, end = self.places[number : number + 2]
         return self.given[24][begin:end].copy()
 
+    @property
+    def parts(self) -> int:
+        """Of the weight gradients."""
+        return self.places[13]
+
+    @property
+    def words(self) -> list[int]:
+        """Of gradient_words.h."""
+        return self.places[14:]
+
 
 @functools.cache
 def module(bf16: bool) -> Module:
@@ -70,26 +81,52 @@ def simulate(case: dict, bf16: bool) -> Call:
     return Call(given, simulated, reverse_loops.backward_places(given[3:10], given[:3]))
 
 
-def interpret_chain(case: dict, call: Call, bf16: bool) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Gradients of x, both tables and cond_kv; and the operands of the weight gradients, with the numbers of rows."""
+def interpret(case: dict, call: Call, bf16: bool) -> dict[str, np.ndarray]:
+    """All gradients, by chunks of one step as the host launches them: a chunk's way back makes the tape of the next."""
     width, heads, _, samples, tokens, keys, channels, layers, hidden, steps = call.given[:10]
     states, _, position, blocks, final, coefficients, token_mask = call.given[10:17]
     ids, seed, modality = call.given[21:24]
-    weights, biases, transposed, zeros, condition, counts, numbers = [call.part(i) for i in range(7)]
-    written = [poisoned(call.part(i).shape, np.uint8) for i in range(7, 11)]  # row counts, tape, streams, modulation
-    x, cond_kv = reverse_loops.as_float(out_gradient_of(case, bf16)).copy(), np.zeros_like(call.simulated["cond_kv"])
-    fields = [width, hidden, channels, layers, TYPES[bf16][2], heads, tokens, keys, samples, 0, samples, steps]
-    fields += [token_mask, weights, transposed, condition, biases, zeros, counts, numbers, *written, cond_kv]
-    fields += [states, x, position, blocks, final, coefficients, seed % 2**64, ids, samples, 0, modality, 0, 1, 1]
-    module(bf16).launch(
-        f"reverse_loop_backward_kernelI{TYPES[bf16][1]}Li{width}",
-        grid=samples,
-        block=256,
-        arguments=[Struct(PARAMETERS, *fields)],
-        shared_bytes=call.places[13],
-    )
-    rows = written[3].view(np.float32)[: steps * samples * (9 * layers + 2) * width]
-    return {"x": x, "cond_kv": cond_kv, "modulation": rows}, [written[2], written[0]]
+    weights, biases, transposed, condition, counts, numbers = [call.part(i) for i in range(6)]
+    row_counts = poisoned(call.part(6).shape, np.uint8)
+    memory = [[poisoned(call.part(i).shape, np.uint8) for i in (7, 8)] for _ in range(2)]  # tape and streams, twice
+    rows = poisoned((samples * (9 * layers + 2) * width,), np.float32)
+    x = reverse_loops.as_float(out_gradient_of(case, bf16)).copy()
+    found = {"x": x, "cond_kv": np.zeros_like(call.simulated["cond_kv"])}
+    found |= {name: poisoned(call.simulated[name].shape, np.float32) for name in ("blocks", "final", "weights")}
+
+    def gradient(step: int) -> list:
+        tape, streams = memory[step % 2]
+        fields = [width, hidden, channels, layers, TYPES[bf16][2], heads, tokens, keys, *call.words]
+        fields += [samples, 0, samples, int(step <= steps), token_mask, weights, transposed, condition, biases]
+        return [*fields, counts, numbers, row_counts, tape, streams, rows, found["cond_kv"]]
+
+    def loop(step: int) -> list:
+        tables = [states, x, position, blocks, final, coefficients]
+        return [*gradient(step), *tables, seed % 2**64, ids, samples, 0, modality, 0, 1, step]
+
+    instance = f"I{TYPES[bf16][1]}Li{width}ELb0"
+    for step in range(steps + 1):  # the first makes a tape alone
+        back = samples if step > 0 else 0
+        module(bf16).launch(
+            f"reverse_loop_backward_kernel{instance}",
+            grid=back + (samples if step < steps else 0),
+            block=512,
+            arguments=[Struct(CHUNKS, *loop(step), *loop(step + 1), back)],
+            shared_bytes=call.words[SHARED_BYTES],
+        )
+        if step == 0:
+            continue
+        module(bf16).launch(
+            f"condition_gradient_kernel{instance}",
+            grid=(samples, layers, -(-heads * -(-keys // 16) // 8)),
+            block=256,
+            arguments=[Struct(f"<{GRADIENT}", *gradient(step))],
+            shared_bytes=condition_bytes(call.words[10], width, heads, bf16),
+        )
+        add_weights(call, memory[step % 2][1], row_counts, found["weights"], step == 1, bf16)
+        step_of = [found[name][step - 1 : step] for name in ("blocks", "final")]
+        add_modulation(rows, samples, *step_of, True, bf16)
+    return found
 
 
 def jobs_of(sizes: list[int], width: int) -> list[list[int]]:
@@ -110,25 +147,25 @@ def jobs_of(sizes: list[int], width: int) -> list[list[int]]:
     return found
 
 
-def interpret_weights(call: Call, streams: np.ndarray, row_counts: np.ndarray, bf16: bool) -> np.ndarray:
-    """Gradients of all weights as one row."""
+def add_weights(
+    call: Call, streams: np.ndarray, row_counts: np.ndarray, to: np.ndarray, first: bool, bf16: bool
+) -> None:
+    """Adds the gradients of all weights of one step, as one row, to `to`, which the first fills."""
     _, mangled, size, pad = TYPES[bf16]
-    samples, tokens, *_, steps = call.sizes
-    jobs, parts = jobs_of(call.sizes, call.given[0]), call.places[14]
-    some = poisoned((parts, call.simulated["weights"].size), np.float32)
+    samples, tokens, *_ = call.sizes
+    jobs = jobs_of(call.sizes, call.given[0])
+    some = poisoned((call.parts, to.size), np.float32)
     rest = [0] * (9 * (JOBS_MAX - len(jobs)))
-    facts = [samples, steps, -(-tokens // 32) * 32, parts, some.shape[1], some]
+    facts = [samples, 1, -(-tokens // 32) * 32, call.parts, to.size, some]
     tiles = max(-(-job[6] // TILE) * -(-job[7] // TILE) for job in jobs)
     module(bf16).launch(
         f"weight_gradient_kernelI{mangled}",
-        grid=(tiles, len(jobs), parts),
+        grid=(tiles, len(jobs), call.parts),
         block=128,
         arguments=[Struct(JOBS, *sum(jobs, []), *rest, len(jobs), streams, row_counts, *facts)],
         shared_bytes=4 * 32 * (TILE + pad) * size,
     )
-    found = poisoned((some.shape[1],), np.float32)
-    add_parts(some, found, True, bf16)
-    return found
+    add_parts(some, to, first, bf16)
 
 
 def add_parts(parts: np.ndarray, to: np.ndarray, first: bool, bf16: bool) -> None:
@@ -159,10 +196,7 @@ TYPE = pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"
 def test_the_interpreter_finds_no_race_and_gives_what_the_simulator_gives(name, bf16):
     case = case_of(name, bf16)
     call = simulate(case, bf16)
-    found, (streams, row_counts) = interpret_chain(case, call, bf16)
-    found["blocks"], found["final"] = [poisoned(call.simulated[n].shape, np.float32) for n in ("blocks", "final")]
-    add_modulation(found.pop("modulation"), call.sizes[0], found["blocks"], found["final"], True, bf16)
-    found["weights"] = interpret_weights(call, streams, row_counts, bf16)
+    found = interpret(case, call, bf16)
     assert found.keys() == call.simulated.keys()
     for key, array in found.items():
         wanted = call.simulated[key]

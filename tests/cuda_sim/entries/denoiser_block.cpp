@@ -3,6 +3,7 @@
 #include "denoiser_block.h"
 
 #include "denoiser_block_launch.h"
+#include "gradient_words.h"
 
 namespace {
 
@@ -28,17 +29,18 @@ extern "C" std::int64_t denoiser_block_scratch(std::int64_t samples, std::int64_
   return rohydr::denoiser_block_cuda_scratch(request_of(sizes), backward != 0);
 }
 
-// Where part `what` of the way back's scratch memory starts, from 0: GradientScratch in its order; and shared memory.
+// Where part `what` of the way back's scratch memory starts, from 0: GradientScratch in its order, and after them the
+// words of gradient_words.h.
 extern "C" std::int64_t denoiser_block_place(std::int64_t what, std::int64_t samples, std::int64_t tokens,
                                              std::int64_t keys, std::int64_t hidden, std::int64_t width,
                                              std::int64_t heads, std::int64_t rows, std::int64_t bf16) {
   const std::int64_t sizes[] = {samples, tokens, keys, hidden, width, heads, rows, bf16};
   const rohydr::CudaBlockRequest r = request_of(sizes);
   const rohydr::GradientScratch s = rohydr::scratch_of(r, true);
-  const std::int64_t all[] = {s.weights,    s.biases,       s.transposed, s.zeros, s.condition,
-                              s.key_counts, s.key_list,     s.row_counts, s.tape,  s.streams,
-                              s.modulation, s.weight_parts, s.bytes,      rohydr::denoiser_block_cuda_shared_bytes(r)};
-  return all[what];
+  const std::int64_t all[] = {s.weights,    s.biases,     s.transposed, s.condition,    s.key_counts, s.key_list,
+                              s.row_counts, s.tape,       s.streams,    s.modulation,   s.weight_parts, s.bytes};
+  constexpr std::int64_t kCount = sizeof all / sizeof *all;
+  return what < kCount ? all[what] : gradient_word(rohydr::sizes_of(r), what - kCount);
 }
 
 // `sizes`: as above, and whether it is the way back; that has an out_gradient and four results, the forward one.

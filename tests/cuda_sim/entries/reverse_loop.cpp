@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <vector>
 
+#include "gradient_words.h"
 #include "reverse_loop_backward_launch.h"
 #include "reverse_loop_launch.h"
 
@@ -84,8 +85,8 @@ extern "C" int reverse_loop_backward(std::int64_t width, std::int64_t heads, std
   return rohydr::launch_reverse_loop_backward_cuda(r);
 }
 
-// Of the way back's scratch memory where part `what` starts, GradientScratch in its order, and after them: shared memory
-// of a block, and parts of the weight gradients.
+// Of the way back's scratch memory where part `what` starts, GradientScratch in its order, and after them: parts of the
+// weight gradients, and the words of gradient_words.h.
 extern "C" std::int64_t reverse_loop_backward_place(std::int64_t what, std::int64_t samples, std::int64_t tokens,
                                                     std::int64_t keys, std::int64_t channels, std::int64_t layers,
                                                     std::int64_t hidden, std::int64_t steps, std::int64_t width,
@@ -105,19 +106,19 @@ extern "C" std::int64_t reverse_loop_backward_place(std::int64_t what, std::int6
   const std::int64_t all[] = {s.weights,
                               s.biases,
                               s.transposed,
-                              s.zeros,
                               s.condition,
                               s.key_counts,
                               s.key_list,
                               s.row_counts,
                               s.tape,
                               s.streams,
+                              s.second_tape,
                               s.modulation,
                               s.weight_parts,
                               s.bytes,
-                              rohydr::reverse_loop_backward_cuda_shared_bytes(r),
                               rohydr::plan_of(r).parts};
-  return all[what];
+  constexpr std::int64_t kCount = sizeof all / sizeof *all;
+  return what < kCount ? all[what] : gradient_word(rohydr::sizes_of(r), what - kCount);
 }
 
 extern "C" int reverse_loop(std::int64_t count, std::int64_t width, std::int64_t heads, std::int64_t bf16, ...) {

@@ -133,6 +133,9 @@ def _parameters(kernel: Kernel, arguments, device: Device, places: list) -> byte
     def address(value):
         if not isinstance(value, np.ndarray):
             return value
+        for placed, where in places:
+            if placed is value:  # the same memory in two structures
+                return where
         places.append((value, device.put(value)))
         return places[-1][1]
 

@@ -175,6 +175,8 @@ inline void cp_async_16_or_zero(void* shared, const void* global, bool valid,
                                 const Location& at = Location::current()) {
   sim::issue_copy(shared, global, valid, at);
 }
+inline void prefetch(const void*) {}
+inline int fresh(int x) { return x; }
 inline void cp_async_commit() {
   sim::Thread& me = sim::running_block()->current();
   me.copy_groups.push_back(std::move(me.open_copies));
