@@ -263,4 +263,6 @@ def _sizes(q: Tensor, k: Tensor, num_heads: int) -> dict:
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
+    if mask is None or torch.compiler.is_compiling():  # whose compiler has no view of bool
+        return None if mask is None else mask.to(torch.uint8)
+    return mask.view(torch.uint8)

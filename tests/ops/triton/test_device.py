@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from rohydr_fast.ops.cross_attention import cross_attention
@@ -17,6 +18,10 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def on_device(arguments: dict) -> dict:
     return tree_map_only(torch.Tensor, lambda tensor: tensor.cuda(), arguments)
+
+
+def in_type(arguments: dict, dtype: torch.dtype) -> dict:
+    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,15 +60,19 @@ def test_the_recorded_graph_gives_the_numbers_of_the_loop(dtype):
     from rohydr_fast.ops.reverse_loop import graphed
 
     graphed._recorded.clear()
+
+    def check_replay(given: dict) -> Tensor:
+        """Both are no further apart than twice what PyTorch is wrong: one rounds to bfloat16 more often."""
+        found = reverse_loop(**given, backend="triton")
+        _, looped = graphed.trajectory(chain_of(given))
+        exact, pytorch = (reverse_loop(**in_type(given, of), backend="reference") for of in (torch.float64, dtype))
+        assert (found - looped).abs().max() <= 2 * (pytorch - exact).abs().max()
+        return found
+
     given = on_device(network_problem(3, dtype, steps=6, samples=5, tokens=50, keys=100))
-    found = reverse_loop(**given, backend="triton")
-    _, looped = graphed.trajectory(chain_of(given))
-    close = dict(rtol=5e-2, atol=5e-2) if dtype == torch.bfloat16 else dict(rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found, looped, **close)  # between steps one rounds to bfloat16 more often
+    found = check_replay(given)
     masks = {name: given[name] for name in ("token_mask", "key_mask")}
-    again = on_device(network_problem(4, dtype, steps=4, samples=5, tokens=50, keys=100)) | masks
-    _, expected = graphed.trajectory(chain_of(again))
-    torch.testing.assert_close(reverse_loop(**again, backend="triton"), expected, **close)
+    check_replay(on_device(network_problem(4, dtype, steps=4, samples=5, tokens=50, keys=100)) | masks)
     assert torch.equal(reverse_loop(**given, backend="triton"), found) and len(graphed._recorded) == 1
 
 

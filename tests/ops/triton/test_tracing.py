@@ -82,6 +82,11 @@ class Graphs:
             for graph in self.graphs
         ]
 
+    def views_of_bool(self) -> list:
+        """Which Inductor cannot make: what is seen as another type must not be bool."""
+        nodes = [node for graph in self.graphs for node in graph.nodes if node.target == torch.ops.aten.view.dtype]
+        return [node for node in nodes if node.args[0].meta["val"].dtype == torch.bool]
+
     def kernels(self) -> list[Counter]:
         """How often each kernel stands in each graph."""
         return [Counter(name for name, _ in launches) for launches in self.launches()]
@@ -132,6 +137,7 @@ def test_a_block_and_its_gradients_are_single_kernels_in_one_graph_each(dynamic)
     assert x.grad.shape == x.shape
     for name, written in (launch for launches in graphs.launches() for launch in launches):
         assert written and written <= WRITTEN[name], (name, written)
+    assert not graphs.views_of_bool()
 
 
 @pytest.mark.usefixtures("as_on_a_device", "one_thread")
@@ -155,6 +161,7 @@ def test_attention_and_the_gradients_that_are_wanted_are_single_kernels(wanted, 
     assert all(given[name].grad.shape == given[name].shape for name in wanted)
     for name, written in (launch for launches in graphs.launches() for launch in launches):
         assert written and written <= WRITTEN[name], (name, written)
+    assert not graphs.views_of_bool()
 
 
 @pytest.mark.usefixtures("as_on_a_device", "one_thread")
