@@ -42,6 +42,12 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   __device__ float* sums() const { return this->template at<float>(shared.sums); }          // (3, warps, W)
   __device__ AttentionSums attention_sums() const { return {this->template at<float>(shared.attention), shared.rows}; }
 
+  // (W) the gradient of a row of a layer's modulation at this step.
+  __device__ float* of_modulation(int layer, int row) const {
+    const std::int64_t step = ptx::fresh(this->step_place);
+    return p.modulation + step * p.sizes.modulation_size() + (9 * layer + row) * W;
+  }
+
   // This warp's sums over its rows, to be added to the others'.
   __device__ void leave_sums(int which, const float (&sum)[N]) const {
     store_row(sums() + (which * kWarps + warp) * W + column(), sum);
@@ -227,9 +233,9 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   }
 
   // From behind the gate of its MLP to before its first LayerNorm: rows_backward comes before it and after it, since
-  // blocks share that, and add_sums after all. `of_modulation`: (9, W); behind it lie those of the LayerNorm behind this
-  // block, whose sums are there, but for a block alone.
-  __device__ __forceinline__ void backward(int layer, const float* modulation, float* of_modulation) const {
+  // blocks share that, and add_sums after all. The sums of the LayerNorm behind this block are there, but for a block
+  // alone; their places are behind its own rows.
+  __device__ __forceinline__ void backward(int layer, const float* modulation) const {
     const TapeLayout& layout = p.layout;
     const int hidden = p.sizes.padded_hidden();
 
@@ -244,7 +250,7 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
           });
         },
         [&](int m, int n) { return this->slopes(slope, m, n); });
-    add_sums(p.sizes.channels > 0 ? of_modulation + 9 * W : nullptr, of_modulation + 8 * W);
+    add_sums(p.sizes.channels > 0 ? of_modulation(layer, 9) : nullptr, of_modulation(layer, 8));
     to_stream(in_wide(), transposed(layer, 4));
     this->copy_rows(kept_y(layer, 4), wide(), shared.wide_stride, hidden);
     __syncthreads();  // stream is whole, wide and narrow are free
@@ -252,7 +258,7 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
     rows_backward<true, true>({layer, 2, modulation + 7 * W}, {layer, 1, modulation + 5 * W});
 
     to_result(transposed(layer, 3));
-    add_sums(of_modulation + 6 * W, of_modulation + 5 * W);
+    add_sums(of_modulation(layer, 6), of_modulation(layer, 5));
     const AttentionSums cross{this->template tape<float>(layout.sums(layer, true)), shared.rows};
     queries_backward<false>(rows_in_global(this->template tape<const E>(layout.query(layer))), packed(E{}, layer, 0, 3),
                             packed(E{}, layer, 2, 1), p.key_counts[number()], kept_x(layer, 3), cross, cross);
@@ -263,7 +269,7 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
     rows_backward<true, true>({layer, 1, modulation + 4 * W}, {layer, 0, modulation + 2 * W});
 
     to_result(transposed(layer, 1));
-    add_sums(of_modulation + 3 * W, of_modulation + 2 * W);
+    add_sums(of_modulation(layer, 3), of_modulation(layer, 2));
     ptx::cp_async_wait<0>();  // Q, K and V
     const RowsInShared<E> q{wide(), shared.wide_stride}, k{wide() + W, shared.wide_stride};
     const RowsInShared<E> v{wide() + 2 * W, shared.wide_stride};

@@ -62,15 +62,14 @@ __global__ void __launch_bounds__(BlockBackward<E, W, kLargeHeads>::kThreads, 1)
   const GradientParameters& p = all.gradient;
   BlockBackward<E, W, kLargeHeads> block(p, static_cast<int>(blockIdx.x));
   const float* const modulation = all.modulation + (all.modulation_rows == 1 ? 0 : block.number() * 9 * W);
-  float* const of_modulation = p.modulation + block.sample * 9 * W;
   find_tokens(block);
   take_rows<W>(block, all.out_gradient, block.gradient());
   __syncthreads();  // the gradient is whole
   block.template rows_backward<false, true>({}, {0, 2, modulation + 8 * W});
-  block.backward(0, modulation, of_modulation);
+  block.backward(0, modulation);
   block.template rows_backward<true, false>({0, 0, modulation + W}, {});
   __syncthreads();  // the gradient and the sums are whole
-  block.add_sums(of_modulation, nullptr);
+  block.add_sums(block.of_modulation(0, 0), nullptr);
   give_rows<W>(block, block.gradient(), all.out);
 }
 

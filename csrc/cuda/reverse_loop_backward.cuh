@@ -101,7 +101,6 @@ struct StepBackward : BlockBackward<E, W, kLargeHeads> {
     const int layers = p.sizes.layers;
     const std::int64_t row = step - 1;
     const float* const modulation = all.block_modulation + row * layers * 9 * W;
-    float* const of_modulation = p.modulation + static_cast<std::int64_t>(this->step_place) * p.sizes.modulation_size();
 
     if (layers > 0) this->expect(layers - 1);
     update_backward(step);
@@ -115,10 +114,10 @@ struct StepBackward : BlockBackward<E, W, kLargeHeads> {
       this->template rows_backward<true, true>(
           {layer + 1, 0, first ? last : modulation + (9 * layer + 10) * W, first},
           {layer, 2, modulation + (9 * layer + 8) * W});
-      this->backward(layer, modulation + layer * 9 * W, of_modulation + layer * 9 * W);
+      this->backward(layer, modulation + layer * 9 * W);
     }
     if (layers > 0) this->template rows_backward<true, false>({0, 0, modulation + W}, {});
-    embed_backward(of_modulation);
+    embed_backward(this->of_modulation(0, 0));
     __syncthreads();  // the gradient of x_t is whole
   }
 };
