@@ -37,7 +37,7 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   using Base::whole_rows;
   using Base::wide;
 
-  __device__ E* of_result() const { return this->template at<E>(shared.stream); }           // (rows, W) gradient of attention
+  __device__ E* of_result() const { return this->template at<E>(shared.stream); }  // (rows, W) gradient of attention
   __device__ float* gradient() const { return this->template at<float>(shared.gradient); }  // (rows, W) of the stream
   __device__ float* sums() const { return this->template at<float>(shared.sums); }          // (3, warps, W)
   __device__ AttentionSums attention_sums() const { return {this->template at<float>(shared.attention), shared.rows}; }
@@ -82,7 +82,8 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   template <bool kNormalise, bool kGate>
   __device__ __forceinline__ void rows_backward(const Normalise& of, const Gate& to) const {
     const TapeLayout& layout = p.layout;
-    const float* const normal = kNormalise ? this->template tape<const float>(layout.normal(of.layer, of.part)) : nullptr;
+    const float* const normal =
+        kNormalise ? this->template tape<const float>(layout.normal(of.layer, of.part)) : nullptr;
     const float* const inverses =
         kNormalise ? this->template tape<const float>(layout.inverse(of.layer, of.part)) : nullptr;
     const E* const results = kGate ? this->template tape<const E>(layout.part(to.layer, to.part)) : nullptr;

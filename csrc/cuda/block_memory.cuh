@@ -54,7 +54,8 @@ struct BlockMemory {
   }
   // This sample's and step's rows of X or Y, at a place of StreamLayout.
   __device__ E* kept(std::int64_t place, int columns) const {
-    return static_cast<E*>(p.streams) + p.steps * p.samples * shared.rows * place + static_cast<std::int64_t>(ptx::fresh(step_place)) * (shared.rows * columns);
+    const std::int64_t step = ptx::fresh(step_place);
+    return static_cast<E*>(p.streams) + p.steps * p.samples * shared.rows * place + step * (shared.rows * columns);
   }
   __device__ E* kept_x(int layer, int matrix) const {
     return kept(StreamLayout{p.sizes}.x(layer, matrix), p.sizes.depth_of(matrix));

@@ -46,7 +46,8 @@ struct ConditionGradient {
     const int threads = 32 * kConditionWarps, thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1
     for (int which = 0; which < 2; ++which) {
-      const E* const from = reinterpret_cast<const E*>(tape + (which == 0 ? layout.query(layer) : layout.of_cross(layer)));
+      const int place = which == 0 ? layout.query(layer) : layout.of_cross(layer);
+      const E* const from = reinterpret_cast<const E*>(tape + place);
       for (int i = thread; i < rows * kOfRow; i += threads) {
         const int row = i / kOfRow, c = i % kOfRow * kPiece;
         ptx::cp_async_16(matrix(slot, which) + row * shared.stride + c, from + row * W + c);
@@ -126,8 +127,8 @@ int add_condition_gradients(const GradientParameters& p, void* stream) {
   if (units == 0 || s.layers == 0) return 0;
   const dim3 grid(static_cast<unsigned>(p.samples), static_cast<unsigned>(s.layers),
                   static_cast<unsigned>((units + kConditionWarps - 1) / kConditionWarps));
-  return ROHYDR_LAUNCH((condition_gradient_kernel<E, W, kLargeHeads>), grid, dim3(32 * kConditionWarps), ConditionShared(s).bytes(),
-                       stream, p);
+  return ROHYDR_LAUNCH((condition_gradient_kernel<E, W, kLargeHeads>), grid, dim3(32 * kConditionWarps),
+                       ConditionShared(s).bytes(), stream, p);
 }
 
 }  // namespace rohydr
