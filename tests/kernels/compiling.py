@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def cache_folder(root: Path, *key: str, tests: bool = False) -> Path:
 
 
 def built_objects(root: Path) -> dict[Path, Path]:
-    """The objects of the package's last build, by source; empty where ninja has something to do or is not there."""
+    """The objects of the package's last build, by source; empty where they are not all there or older than a source."""
     bindings = list((root / "csrc" / "bindings").glob("*.cpp"))
     sources = [*flags_of_sources(root), *bindings]
     needed = [source for source in sources if not source.name.startswith("cuda_")]  # those only with nvcc
@@ -72,11 +73,23 @@ def built_objects(root: Path) -> dict[Path, Path]:
             for folder in (library, library.parent / "_C.dir")
             if (folder / f"{source.relative_to(root)}.o").exists()
         }
-        if places.keys() >= set(needed) and shutil.which("ninja"):
-            dry_run = run(["ninja", "-n", "-C", library.parents[1]], timeout=60)
-            if "no work to do" in dry_run.stdout:
-                return places
+        if places.keys() >= set(needed) and _is_of_now(root, library.parents[1], places.values()):
+            return places
     return {}
+
+
+def _is_of_now(root: Path, build: Path, objects: Iterable[Path]) -> bool:
+    """Whether the objects are those of the sources as they are.
+
+    Ninja knows what each was made from, but not once the environment is gone that pip built in. Then all sources must
+    be older than all objects.
+    """
+    if shutil.which("ninja") and "no work to do" in run(["ninja", "-n", "-C", build], timeout=60).stdout:
+        return True
+    folders = [root / "csrc" / name for name in ("cpu", "include", "bindings")]
+    sources = [path for folder in folders for kind in ("*.cpp", "*.h") for path in folder.rglob(kind)]
+    newest = max(path.stat().st_mtime for path in [root / "CMakeLists.txt", *sources])
+    return newest < min(path.stat().st_mtime for path in objects)
 
 
 def compile_objects(flags: dict[Path, list[str]], folder: Path) -> dict[Path, Path]:
