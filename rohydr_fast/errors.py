@@ -4,6 +4,10 @@ Every error that a user can cause derives from `RohydrError` and carries the exi
 command lines return for it (the BSD `sysexits` numbers where one fits).
 """
 
+import contextlib
+from collections.abc import Iterator
+from os import PathLike
+
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_DATA = 65
@@ -52,3 +56,14 @@ class RunDirectoryBusy(RohydrError, RuntimeError):
     """Another process trains in the same run directory."""
 
     exit_code = EXIT_BUSY
+
+
+@contextlib.contextmanager
+def naming(path: str | PathLike, instead_of: str | PathLike | None = None) -> Iterator[None]:
+    """Errors of the system that name no file, or a temporary one, name the file that was meant."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or (instead_of is not None and str(error.filename) == str(instead_of)):
+            error.filename = str(path)
+        raise

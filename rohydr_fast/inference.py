@@ -11,7 +11,7 @@ from torch import Tensor
 from .data.dataset import Batch, Dataset, Split, collate
 from .data.lengths import spans
 from .distributed import team
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .evaluation.predict import batches, draw, inputs
 from .evaluation.uncertainty import interval_of_draws
 from .modalities import MODALITIES, NAMES, parse_available
@@ -97,7 +97,17 @@ def infer_split(
     Returns:
         prediction, std, draws_low, draws_high and label (N,); low and high (N,) of a calibrated model; and for each
         recovered modality m: rows_m (R,) clips of the split, lengths_m (R,), recovered_m (R, T, C).
+
+    Raises:
+        DataError: features of another width than the model was trained on.
     """
+    found = dataset.dims()
+    for m, size in model.config.dims.items():
+        if found.get(m, size) != size:
+            raise DataError(
+                f"{dataset.source}: {NAMES[m]} must have {size} channels, as in training, got {found[m]}. "
+                "Use features of the same extractor."
+            )
     parts: dict[str, list[Tensor]] = {}
     own = [_infer_rows(model, dataset, split, rows, available, samples, seed) for rows in batches(model, split, BATCH)]
     for values in itertools.chain.from_iterable(team().gather(own) or ()):

@@ -129,7 +129,7 @@ CALLS = {
     "device": (("--device", "cuda:77"), {}, "--device: must be a device of this machine, got"),
     "instruction set": ((), {"ROHYDR_FAST_CPU": "sse9"}, "(usable here), got 'sse9'"),
     "processes": ((), {"WORLD_SIZE": "2", "RANK": "0"}, "torchrun: WORLD_SIZE is 2, and the other processes"),
-    "memory": (("--max-memory", "1", "--preset", "wide", "--steps", "50"), {}, "be at least 7680000, the bytes of x_t"),
+    "memory": (("--max-memory", "1", "--preset", "wide", "--steps", "50"), {}, "be at least 7680000 bytes (8 MiB)"),
 }
 
 

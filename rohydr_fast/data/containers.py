@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import DataError, FileAccessError, UsageError
+from ..errors import DataError, FileAccessError, UsageError, naming
 from . import columns, npz, safe_pickle, tensorfile
 from .mapping import FileData, open_file
 
@@ -107,14 +107,19 @@ def check_output(path: str, *, overwrite: bool = False) -> str:
 def replacing(path: str) -> Iterator[BinaryIO]:
     """A file to write; it takes the name `path` when the block ends without error, and vanishes otherwise."""
     folder, name = os.path.split(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
     try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        with naming(path, instead_of=temporary):
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ..errors import DataError, FileAccessError, RunDirectoryBusy, UsageError
+from ..errors import DataError, FileAccessError, RunDirectoryBusy, UsageError, naming
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
@@ -120,7 +120,7 @@ class RunDirectory:
                         f"{self.path}: must be free, got process {holder} training in it. "
                         "Wait for it, stop it, or use another --out."
                     ) from None
-            with _named(self.path / LOCK):
+            with naming(self.path / LOCK):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             try:
@@ -259,7 +259,7 @@ class RunDirectory:
         try:
             before = os.fstat(descriptor).st_size
             try:
-                with _named(self.path / name):
+                with naming(self.path / name):
                     _write_all(descriptor, line.encode())
             except BaseException:
                 os.ftruncate(descriptor, before)  # a full disk must not leave half a line
@@ -327,7 +327,7 @@ def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        with _named(path):
+        with naming(path):
             _write_all(descriptor, content)
             os.fsync(descriptor)
     finally:
@@ -350,23 +350,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file in one step: after a crash it is the old or the new one. An error leaves no other file behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(temporary, content)
-        os.replace(temporary, path)
+        with naming(path, instead_of=temporary):
+            write_synced(temporary, content)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """The system's errors about a descriptor do not say which file it is: here they do."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -87,6 +87,17 @@ def test_a_wrong_call_is_one_sentence_and_nothing_written(sample, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("key", "name"), [("audio", "audio"), ("text", "text")])
+def test_features_of_another_width_name_the_file(place, sample, tmp_path, key, name):
+    tree = small_tree()
+    for split in tree.values():
+        split[key] = split[key][..., :-1]
+    containers.write(tree, str(place / f"narrow_{key}.npz"))
+    code, printed = sample("--out", str(tmp_path / "x.safetensors"), file=f"narrow_{key}.npz")
+    assert code == 65 and f"narrow_{key}.npz: {name} must have" in printed.err and "as in training" in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_function_of_the_same_name_can_still_be_called():
     """Importing the command puts the module where the function stood."""
     from rohydr_fast.diffusion.sampler import sample

@@ -1,5 +1,6 @@
 """``python -m rohydr_fast.data``: exit codes, tables for people, one JSON object for programs."""
 
+import errno
 import json
 import os
 import subprocess
@@ -112,6 +113,31 @@ def test_convert_may_replace_its_own_input(file, capsys):
     before = load(file).train.labels
     assert main(["convert", file, "--out", file, "--overwrite"]) == 0
     assert np.array_equal(load(file).train.labels, before)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "chmod", "replace"])
+def test_a_failed_output_is_named_and_nothing_is_left(file, tmp_path, monkeypatch, capsys, call):
+    folder = tmp_path / "new"
+    folder.mkdir()
+
+    def fail(place, *args, **kwargs):
+        known = () if isinstance(place, int) else (str(place),)
+        raise OSError(errno.ENOSPC, "No space left on device", *known)
+
+    if call == "write":
+        monkeypatch.setattr(containers.npz, "write", lambda file, *rest: fail(3))
+    else:
+        monkeypatch.setattr(os, call, fail)
+    out = str(folder / "d.npz")
+    assert main(["convert", file, "--out", out]) == 74
+    assert f"{out}: No space left on device" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_named(file, tmp_path, capsys):
+    out = str(tmp_path / "nowhere" / "d.npz")
+    assert main(["convert", file, "--out", out]) == 74
+    assert f"{out}: No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unaligned", [False, True])

@@ -86,7 +86,7 @@ def test_too_little_memory_for_x_t_names_what_it_takes(grad_steps):
     steps = STEPS if grad_steps is None else grad_steps
     chain = make_chain(make_denoiser(), batch=3)._replace(grad_steps=grad_steps)
     needed = 4 * steps * 3 * TOKENS * CHANNELS
-    words = f"reverse_loops: max_memory must be at least {needed}, the bytes of x_t at every step, got {needed - 1}."
+    words = f"max_memory must be at least {needed} bytes (1 MiB), those of x_t at every step, got {needed - 1}."
     with pytest.raises(UsageError, match=re.escape(words)):
         reverse_loops([chain], backend="cpp", max_memory=needed - 1)
     args, options = loop_arguments(chain)
@@ -100,7 +100,7 @@ def test_too_little_memory_for_x_t_names_what_it_takes(grad_steps):
 
 def test_the_memory_of_a_sampler_is_that_of_its_chain():
     needed = 4 * 3 * 2 * 5 * CHANNELS
-    with pytest.raises(UsageError, match=f"at least {needed}, the bytes of x_t at every step, got 9."):
+    with pytest.raises(UsageError, match=rf"at least {needed} bytes \(1 MiB\), those of x_t at every step, got 9\."):
         sample(make_denoiser(), torch.randn(2, 5, WIDTH), steps=3, max_memory=9)
 
 

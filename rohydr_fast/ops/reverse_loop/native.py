@@ -70,7 +70,8 @@ def _tape_sizes(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory: 
     states = sum([steps * chain.x.numel() * size for chain, steps in zip(chains, grad_steps, strict=True)])
     if max_memory is not None and max_memory < states:
         advice = "Raise it, or let the gradient run through fewer steps."
-        fail("reverse_loops", "max_memory", f"be at least {states}, the bytes of x_t at every step", max_memory, advice)
+        wanted = f"be at least {states} bytes ({-(-states // 2**20)} MiB), those of x_t at every step"
+        fail("reverse_loops", "max_memory", wanted, max_memory, advice)
     sizes = [
         tape_size(chain.x, chain.num_heads, chain.weights.tensors(), chain.token_mask, steps)
         for chain, steps in zip(chains, grad_steps, strict=True)
