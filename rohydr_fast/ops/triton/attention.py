@@ -14,10 +14,10 @@ from .launch import launch
 
 @triton.jit
 def _keys_that_exist(mask_ptr, sample, key, keys):
-    """Whether each key is one, and is not masked; `mask_ptr` (B, S) bytes or None."""
+    """Whether each key is one, and is not masked; `mask_ptr` (B, S) bool or None."""
     exists = key < keys
     if mask_ptr is not None:
-        exists = exists & (tl.load(mask_ptr + sample * keys + key, mask=exists, other=0) != 0)
+        exists = exists & tl.load(mask_ptr + sample * keys + key, mask=exists, other=0).to(tl.int1)
     return exists
 
 
@@ -26,7 +26,7 @@ def attention_fwd_kernel(
     q_ptr,  # (B, T, H * D), rows q_row apart
     k_ptr,  # (B, S, H * D), rows k_row apart
     v_ptr,  # the same
-    mask_ptr,  # (B, S) bytes, or None
+    mask_ptr,  # (B, S) bool, or None
     out_ptr,  # (B, T, H * D) contiguous
     norm_ptr,  # (B, H, T) float32
     tokens,
@@ -210,7 +210,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_mask: Tensor 
     norm = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
     sizes = _sizes(q, k, num_heads)
     grid = (batch * num_heads, triton.cdiv(tokens, sizes["BLOCK_M"]))
-    launch(attention_fwd_kernel, grid, q, k, v, _bytes(key_mask), out, norm, **sizes)
+    launch(attention_fwd_kernel, grid, q, k, v, key_mask, out, norm, **sizes)
     return out, norm
 
 
@@ -233,7 +233,7 @@ def attention_gradients(
     """
     of_q, of_k, of_v = results
     sizes = _sizes(q, k, num_heads)
-    given = (gradient, q, k, v, _bytes(key_mask), out, norm)
+    given = (gradient, q, k, v, key_mask, out, norm)
     heads = q.shape[0] * num_heads
     query_grid, key_grid = (triton.cdiv(part.shape[1], sizes[name]) for part, name in ((q, "BLOCK_M"), (k, "BLOCK_N")))
     launch(attention_bwd_query_kernel, (heads, query_grid), *given, of_q, **sizes)
@@ -260,9 +260,3 @@ def _sizes(q: Tensor, k: Tensor, num_heads: int) -> dict:
         "num_warps": 4,
         "num_stages": 2,
     }
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    if mask is None or torch.compiler.is_compiling():  # whose compiler has no view of bool
-        return None if mask is None else mask.to(torch.uint8)
-    return mask.view(torch.uint8)

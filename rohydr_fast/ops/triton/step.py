@@ -1,6 +1,5 @@
 """One step of Eq. 2 from what the network gave."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,7 +16,7 @@ def reverse_step_kernel(
     both_ptr,  # (B * T, 2 C): the prediction, then v
     coefficients_ptr,  # (4,) float32
     z_ptr,  # (B * T, C) float32
-    mask_ptr,  # (B * T,) bytes, or None
+    mask_ptr,  # (B * T,) bool, or None
     out_ptr,  # (B * T, C); may be x
     elements,
     C: tl.constexpr,
@@ -31,7 +30,7 @@ def reverse_step_kernel(
     inside = element < elements
     token, channel = element // C, element % C
     if mask_ptr is not None:
-        exists = tl.load(mask_ptr + token, mask=inside, other=0) != 0
+        exists = tl.load(mask_ptr + token, mask=inside, other=0).to(tl.int1)
     else:
         exists = inside
     c_x = tl.load(coefficients_ptr)
@@ -60,9 +59,8 @@ def reverse_step(
         z: (B, T, C) float32 contiguous, 0 at the last step.
         token_mask: (B, T) bool contiguous, or None.
     """
-    mask = None if token_mask is None else token_mask.view(torch.uint8)
     grid = (triton.cdiv(x.numel(), _BLOCK),)
     launch(
-        reverse_step_kernel, grid, x, both, coefficients, z, mask, out,
+        reverse_step_kernel, grid, x, both, coefficients, z, token_mask, out,
         elements=x.numel(), C=x.shape[2], BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from rohydr_fast.ops.triton import attention, linear, linear_backward, operation
 LAUNCHERS = (attention, linear, linear_backward, step)
 OPERATIONS = ("block", "block_backward", "embedding", "embedding_backward", "head", "head_backward")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "u8"}
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.bool: "i1"}
 OPTIONS = ("num_warps", "num_stages")
 
 
