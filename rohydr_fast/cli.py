@@ -1,6 +1,8 @@
 """What all command lines share: one parser, and errors as one sentence with an exit code."""
 
 import json
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -8,7 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from .errors import EXIT_IO, EXIT_SIGINT, EXIT_USAGE, RohydrError, UsageError
+from .errors import EXIT_IO, EXIT_SIGINT, EXIT_SIGPIPE, EXIT_USAGE, RohydrError, UsageError
 
 
 class Parser(ArgumentParser):
@@ -29,15 +31,33 @@ def run(parser: Parser, command: Callable[[Namespace], int | None], argv: Sequen
     """Parse `argv`, call `command`, and turn every error into one line on stderr and its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return command(parser.parse_args(argv)) or 0
+        code = command(parser.parse_args(argv)) or 0
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # --help, --print_config
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     except (RohydrError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_SIGPIPE
         if "--debug" in argv:
             traceback.print_exception(error)
         code, message = _code_and_sentence(error)
         print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return code
+
+
+def _nobody_reads() -> bool:
+    """Whether who read our output, such as `head`, has enough: no error. Then what is left of it goes nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # no file
+        return False
+    output = select.poll()
+    output.register(descriptor, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _code_and_sentence(error: BaseException) -> tuple[int, str]:

@@ -1,5 +1,9 @@
 """What all command lines share: errors as one line and an exit code."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rohydr_fast import cli
@@ -22,6 +26,7 @@ def call(command, argv=()):
         (FileAccessError("cannot read."), 74),
         (PermissionError(13, "Permission denied", "some/file"), 74),
         (RunDirectoryBusy("busy."), 75),
+        (BrokenPipeError(32, "Broken pipe"), 74),  # of another pipe than our output
         (KeyboardInterrupt(), 130),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
@@ -53,6 +58,21 @@ def test_options_arrive_and_success_is_0():
 def test_a_wrong_option_is_exit_2_and_names_the_help(capsys, argv):
     assert call(lambda options: None, argv) == 2
     assert "--help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_gone_is_no_error(lines):
+    """As with `| head`: whether the output waits in a buffer or is written at once."""
+    program = (
+        "from rohydr_fast import cli\n"
+        f"say = lambda options: print('line\\n' * {lines})\n"
+        "raise SystemExit(cli.run(cli.make_parser('rohydr_fast.test', 'x'), say, []))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_is_exit_0(capsys):

@@ -66,7 +66,7 @@ def run(command: list) -> subprocess.CompletedProcess:
     """
     if shutil.which(command[0]) is None:
         pytest.fail(f"{command[0]} was not found, and CUDA kernels are tested with it. Install it.", pytrace=False)
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=900)
     if done.returncode != 0:
         raise CompileError(f"{' '.join(map(str, command[:2]))} failed:\n{done.stderr[-6000:]}")
     return done

@@ -98,7 +98,7 @@ def compile_objects(flags: dict[Path, list[str]], folder: Path) -> dict[Path, Pa
 
     def compile_one(source: Path) -> None:
         unfinished = objects[source].with_suffix(f".{os.getpid()}")
-        done = run([COMPILER, *flags[source], "-c", source, "-o", unfinished], timeout=280)
+        done = run([COMPILER, *flags[source], "-c", source, "-o", unfinished], timeout=900)
         assert done.returncode == 0, done.stderr
         unfinished.rename(objects[source])
 
@@ -119,7 +119,7 @@ def build_program(root: Path, name: str, extra: list[str], without: tuple[str, .
         source = root / "csrc" / "tests" / f"{name}.cpp"
         unfinished = folder / f"{name}.{os.getpid()}"
         command = [COMPILER, *next(iter(flags.values())), source, *objects.values(), "-o", unfinished, "-pthread"]
-        done = run(command, timeout=280)
+        done = run(command, timeout=900)
         assert done.returncode == 0, done.stderr
         unfinished.rename(program)
     return program

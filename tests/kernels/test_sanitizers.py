@@ -73,6 +73,6 @@ def test_nothing_is_read_before_it_is_written(repo_root):
     environment = {name: value for name, value in os.environ.items() if name != "ROHYDR_FAST_CPU"}
     suppressions = repo_root / "csrc" / "tests" / "valgrind.supp"
     command = ["valgrind", "--quiet", "--error-exitcode=9", f"--suppressions={suppressions}", program, "20"]
-    done = compiling.run(command, env=environment, timeout=280)
+    done = compiling.run(command, env=environment, timeout=900)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[:4000]
     assert "all good" in done.stdout

@@ -33,7 +33,7 @@ except BackendUnavailable as error:
 def build(source: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, **variables}
     command = [sys.executable, "setup.py", *arguments]
-    return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture

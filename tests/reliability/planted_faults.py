@@ -147,7 +147,7 @@ def build(fault: Fault | None, lane: str, folder: Path) -> Path:
         program = ROOT / "csrc" / "tests" / "test_cpu_kernels.cpp"
         command = [compiling.COMPILER, *flags[source], *FLAGS[lane], "-w", program, *objects.values()]
         command += ["-o", target, "-pthread"]
-    done = compiling.run(command, timeout=280)
+    done = compiling.run(command, timeout=900)
     assert done.returncode == 0, done.stderr
     return target
 
