@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "attention.cuh"
+#include "gradient_parameters.h"
 
 namespace rohydr {
 
@@ -74,6 +75,17 @@ struct RowsInShared<float> {
 template <>
 struct PackedCondition<float> : RowsInShared<float> {};
 
+// The condition's keys, or its values, of a sample and layer as pack_gradient_condition_kernel has left them.
+template <class E, int W>
+__device__ PackedCondition<E> packed_condition(const GradientParameters& p, std::int64_t sample, int layer,
+                                               bool values) {
+  if constexpr (std::is_same_v<E, float>) {
+    return {{reinterpret_cast<const float*>(p.condition_at(sample, layer, values ? 1 : 0)), W}};
+  } else {
+    return {p.condition_at(sample, layer, values ? 2 : 0), p.condition_at(sample, layer, values ? 1 : 3), W / kTile};
+  }
+}
+
 // 16 x 16 products of one head of `size` channels, which lie in KC tiles of channels; results as mma.sync gives them:
 // s[j][i] of row lane / 4 + 8 (i / 2) and column 8 j + 2 (lane % 4) + i % 2.
 template <class E, int KC>
@@ -104,30 +116,6 @@ struct Head<Bf16, KC> {
     }
   }
 
-  // s += X Y' of rows 16 n of Y.
-  template <class Rows>
-  __device__ void scores(float (&s)[2][4], const Left& x, const Rows& y, int n) const {
-#pragma unroll
-    for (int c = 0; c < KC; ++c) {
-      const uint4 b = y.rows(n, first + c, lane);
-      ptx::mma_bf16(s[0], x.tile[c], b.x, b.y);
-      ptx::mma_bf16(s[1], x.tile[c], b.z, b.w);
-    }
-  }
-
-  // out += S Y with rows 16 n of Y.
-  template <class Rows>
-  __device__ void add(float (&out)[KC][2][4], const float (&s)[2][4], const Rows& y, int n) const {
-    const std::uint32_t left[4] = {ptx::pack_bf16(s[0][0], s[0][1]), ptx::pack_bf16(s[0][2], s[0][3]),
-                                   ptx::pack_bf16(s[1][0], s[1][1]), ptx::pack_bf16(s[1][2], s[1][3])};
-#pragma unroll
-    for (int c = 0; c < KC; ++c) {
-      const uint4 b = y.columns(n, first + c, lane);
-      ptx::mma_bf16(out[c][0], left, b.x, b.y);
-      ptx::mma_bf16(out[c][1], left, b.z, b.w);
-    }
-  }
-
   // B of a tile of keys: for their scores, for the values' products, and for what they add. They may come a tile ahead.
   struct Keys {
     uint4 key[KC], value[KC], column[KC];
@@ -141,6 +129,7 @@ struct Head<Bf16, KC> {
       to.column[c] = k.columns(n, first + c, lane);
     }
   }
+  // s += X Y' with B of 16 rows of Y; those of Y itself are asked for where they did not come ahead.
   template <class Rows>
   __device__ void scores_of(float (&s)[2][4], const Left& x, const uint4 (&b)[KC], const Rows&, int) const {
 #pragma unroll
@@ -150,6 +139,15 @@ struct Head<Bf16, KC> {
     }
   }
   template <class Rows>
+  __device__ void scores(float (&s)[2][4], const Left& x, const Rows& y, int n) const {
+    uint4 b[KC];
+#pragma unroll
+    for (int c = 0; c < KC; ++c) b[c] = y.rows(n, first + c, lane);
+    scores_of(s, x, b, y, n);
+  }
+
+  // out += S Y, in the same two ways.
+  template <class Rows>
   __device__ void add_of(float (&out)[KC][2][4], const float (&s)[2][4], const uint4 (&b)[KC], const Rows&, int) const {
     const std::uint32_t left[4] = {ptx::pack_bf16(s[0][0], s[0][1]), ptx::pack_bf16(s[0][2], s[0][3]),
                                    ptx::pack_bf16(s[1][0], s[1][1]), ptx::pack_bf16(s[1][2], s[1][3])};
@@ -158,6 +156,13 @@ struct Head<Bf16, KC> {
       ptx::mma_bf16(out[c][0], left, b[c].x, b[c].y);
       ptx::mma_bf16(out[c][1], left, b[c].z, b[c].w);
     }
+  }
+  template <class Rows>
+  __device__ void add(float (&out)[KC][2][4], const float (&s)[2][4], const Rows& y, int n) const {
+    uint4 b[KC];
+#pragma unroll
+    for (int c = 0; c < KC; ++c) b[c] = y.columns(n, first + c, lane);
+    add_of(out, s, b, y, n);
   }
 
   // sum[h] = the row sums of A B, of rows lane / 4 + 8 h.

@@ -15,7 +15,6 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   using Base::Base;
   using Base::N;
   using Base::column;
-  using Base::condition;
   using Base::in_narrow;
   using Base::in_wide;
   using Base::kBatch;
@@ -23,7 +22,6 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   using Base::kept_y;
   using Base::kThreads;
   using Base::kWarps;
-  using Base::lane;
   using Base::narrow;
   using Base::number;
   using Base::p;
@@ -34,7 +32,6 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   using Base::tape;
   using Base::transposed;
   using Base::warp;
-  using Base::whole_rows;
   using Base::wide;
 
   __device__ E* of_result() const { return this->template at<E>(shared.stream); }  // (rows, W) gradient of attention
@@ -56,12 +53,13 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
   __device__ void add_sums(float* normal, float* gate) const {
 #pragma unroll 1
     for (int i = ptx::thread_index(); i < 3 * W; i += kThreads) {
+      float* const to = i < 2 * W ? normal : gate;
+      if (to == nullptr) continue;
       const float* const from = sums() + i / W * kWarps * W + i % W;
-      float* const to = i < 2 * W ? normal + i : gate + (i - 2 * W);
       float sum = 0.0f;
 #pragma unroll
       for (int other = 0; other < kWarps; ++other) sum += from[other * W];
-      if ((i < 2 * W ? normal : gate) != nullptr) *to = sum;
+      to[i < 2 * W ? i : i - 2 * W] = sum;
     }
   }
 
@@ -151,11 +149,8 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
 
   static __device__ RowsInGlobal rows_in_global(const Bf16* data) { return {data, W}; }
   static __device__ RowsInShared<float> rows_in_global(const float* data) { return {data, W}; }
-  __device__ PackedCondition<Bf16> packed(Bf16, int layer, int by_rows, int by_columns) const {
-    return {condition(layer, by_rows), condition(layer, by_columns), W / kTile};
-  }
-  __device__ PackedCondition<float> packed(float, int layer, int by_rows, int) const {
-    return {{reinterpret_cast<const float*>(condition(layer, by_rows == 0 ? 0 : 1)), W}};
+  __device__ PackedCondition<E> of_condition(int layer, bool values) const {
+    return packed_condition<E, W>(p, number(), layer, values);
   }
 
   // The gradient of Q to narrow. Begins with a barrier; what the forward has kept comes meanwhile.
@@ -261,8 +256,9 @@ struct BlockBackward : BlockMemory<E, W, kLargeHeads ? kBackwardWarps / 2 : kBac
     to_result(transposed(layer, 3));
     add_sums(of_modulation(layer, 6), of_modulation(layer, 5));
     const AttentionSums cross{this->template tape<float>(layout.sums(layer, true)), shared.rows};
-    queries_backward<false>(rows_in_global(this->template tape<const E>(layout.query(layer))), packed(E{}, layer, 0, 3),
-                            packed(E{}, layer, 2, 1), p.key_counts[number()], kept_x(layer, 3), cross, cross);
+    const auto queries = rows_in_global(this->template tape<const E>(layout.query(layer)));
+    queries_backward<false>(queries, of_condition(layer, false), of_condition(layer, true), p.key_counts[number()],
+                            kept_x(layer, 3), cross, cross);
     this->template copy<W>(this->template tape<E>(layout.of_cross(layer)), W, of_result(), shared.row_stride);
     to_stream(in_narrow(), transposed(layer, 2));
     this->template copy<W>(kept_y(layer, 2), W, narrow(), shared.row_stride);

@@ -60,21 +60,28 @@ struct BlockForward : BlockMemory<E, W, kBlockWarps> {
     }
   }
 
+  // Where the results of a product go before the tape: to that of its operands that is free.
+  struct Results {
+    E* first;
+    int stride;
+  };
+  __device__ Results results_in_wide() const { return {wide(), shared.wide_stride}; }
+  __device__ Results results_in_narrow() const { return {narrow(), shared.row_stride}; }
+
   // stream += gate (a W' + b); what stands in brackets is left in `results` with kKeep.
   template <bool kKeep>
   __device__ void add_gated(const LeftRows<E>& a, int layer, int number, const float* gate,
-                            const LeftRows<E>& results) const {
-    E* const keep = const_cast<E*>(results.first);
+                            const Results& results) const {
     products(a, matrix(layer, number), W, [&](int row, int c, float first, float second) {
       const float2 g = load2(gate + c);
       float2& to = *reinterpret_cast<float2*>(stream() + row * shared.stream_stride + c);
       to = make_float2(fmaf(g.x, first, to.x), fmaf(g.y, second, to.y));
-      if (kKeep) Operand<E>::store2(keep + row * results.stride + c, first, second);
+      if (kKeep) Operand<E>::store2(results.first + row * results.stride + c, first, second);
     });
   }
-  // After a barrier: the results of part `part` to the tape. A warp reads the rows that are its own in row passes, which
-  // may write to them next.
-  __device__ void keep_part(int layer, int part, const LeftRows<E>& results) const {
+  // After a barrier: the results of part `part` to the tape. A warp reads the rows that are its own in row passes,
+  // which may write to them next.
+  __device__ void keep_part(int layer, int part, const Results& results) const {
     constexpr int kOfRow = W / Base::kPiece;
     E* const to = this->template tape<E>(p.layout.part(layer, part));
 #pragma unroll 1
@@ -96,7 +103,8 @@ struct BlockForward : BlockMemory<E, W, kBlockWarps> {
       const int row = (unit >> shift) * kTile, head = unit & (heads - 1);
       const AttentionSums of_rows = AttentionSums{sums, shared.rows}.from(row);
       attend_any<kKeep, kHeads>(wide() + row * shared.wide_stride, shared.wide_stride, keys,
-                                narrow() + row * shared.row_stride, shared.row_stride, head, W >> shift, lane(), of_rows);
+                                narrow() + row * shared.row_stride, shared.row_stride, head, W >> shift, lane(),
+                                of_rows);
     }
   }
 
@@ -117,10 +125,10 @@ struct BlockForward : BlockMemory<E, W, kBlockWarps> {
     __syncthreads();  // Q, K and V are whole, narrow is free
     if (kKeep) this->template copy<3 * W>(this->template tape<E>(layout.qkv(layer)), 3 * W, wide(), stride);
     attention<kKeep>(SharedKeys<E>{wide() + W, stride, W, rows}, layer, false);
-    add_gated<kKeep>(in_narrow(), layer, 1, modulation + 2 * W, in_wide());
+    add_gated<kKeep>(in_narrow(), layer, 1, modulation + 2 * W, results_in_wide());
     if (kKeep) this->template copy<W>(x_of(1), W, narrow(), shared.row_stride);
     __syncthreads();  // the stream and the results are whole, narrow is free
-    if (kKeep) keep_part(layer, 0, in_wide());
+    if (kKeep) keep_part(layer, 0, results_in_wide());
 
     normalise<kKeep>(modulation + 3 * W, modulation + 4 * W, layer, 1, x_of(2));
     products(in_narrow(), matrix(layer, 2), W, store);
@@ -128,10 +136,10 @@ struct BlockForward : BlockMemory<E, W, kBlockWarps> {
     if (kKeep) this->template copy<W>(this->template tape<E>(layout.query(layer)), W, wide(), stride);
     attention<kKeep>(PackedKeys{condition(layer, 0), p.sizes.key_tiles(), W / kTile, p.key_counts[number()]}, layer,
                      true);
-    add_gated<kKeep>(in_narrow(), layer, 3, modulation + 5 * W, in_wide());
+    add_gated<kKeep>(in_narrow(), layer, 3, modulation + 5 * W, results_in_wide());
     if (kKeep) this->template copy<W>(x_of(3), W, narrow(), shared.row_stride);
     __syncthreads();  // the stream and the results are whole, narrow is free
-    if (kKeep) keep_part(layer, 1, in_wide());
+    if (kKeep) keep_part(layer, 1, results_in_wide());
 
     normalise<kKeep>(modulation + 6 * W, modulation + 7 * W, layer, 2, x_of(4));
     E* const slope = this->template tape<E>(layout.gelu_slope(layer));
@@ -146,10 +154,10 @@ struct BlockForward : BlockMemory<E, W, kBlockWarps> {
       });
       if (kKeep) this->slopes(slope, m, n) = slopes;
     }, Nothing{});
-    add_gated<kKeep>(in_wide(), layer, 5, modulation + 8 * W, in_narrow());
+    add_gated<kKeep>(in_wide(), layer, 5, modulation + 8 * W, results_in_narrow());
     if (kKeep) this->copy_rows(x_of(5), wide(), stride, hidden);
     __syncthreads();  // the stream and the results are whole, wide is free
-    if (kKeep) keep_part(layer, 2, in_narrow());
+    if (kKeep) keep_part(layer, 2, results_in_narrow());
   }
 };
 

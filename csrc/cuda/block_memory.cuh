@@ -37,7 +37,7 @@ struct BlockMemory {
     ROHYDR_SHARED(memory);
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ E* wide() const { return at<E>(0); }                          // (rows, wide_stride) operands
+  __device__ E* wide() const { return at<E>(0); }                        // (rows, wide_stride) operands
   __device__ E* narrow() const { return at<E>(shared.narrow); }          // (rows, W)
   __device__ float* stream() const { return at<float>(shared.stream); }  // (rows, W), or gradients of operands
   __device__ int* token() const { return at<int>(shared.tokens); }       // (rows) the token that a row is
@@ -70,10 +70,7 @@ struct BlockMemory {
   __device__ PackedTiles transposed(int layer, int number) const {
     return {p.transposed + p.sizes.piece_of_matrix(layer, number), nullptr, p.sizes.columns_of(number)};
   }
-  __device__ const uint4* condition(int layer, int part) const {
-    return p.condition +
-           ((number() * p.sizes.layers + layer) * p.sizes.condition_parts() + part) * p.sizes.condition_part();
-  }
+  __device__ const uint4* condition(int layer, int part) const { return p.condition_at(number(), layer, part); }
 
   __device__ LeftRows<E> in_wide() const { return {wide(), shared.wide_stride}; }
   __device__ LeftRows<E> in_narrow() const { return {narrow(), shared.row_stride}; }
@@ -103,8 +100,8 @@ struct BlockMemory {
     return reinterpret_cast<PairsOfTile<E>*>(all)[(m * (p.sizes.padded_hidden() / kTile) + n) * 32 + lane()];
   }
 
-  // visit(number in the batch, row) of those rows of this warp from `first` on that are taken together, so that all that
-  // they load and shuffle is under way at once. Whole pairs of tiles are whole batches of all warps.
+  // visit(number in the batch, row) of those rows of this warp from `first` on that are taken together, so that all
+  // that they load and shuffle is under way at once. Whole pairs of tiles are whole batches of all warps.
   static constexpr int kBatch = kPairRows / kWarps;
   template <class Visit>
   __device__ void for_batch(int first, const Visit& visit) const {

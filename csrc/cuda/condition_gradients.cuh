@@ -59,18 +59,6 @@ struct ConditionGradient {
     ptx::cp_async_commit();
   }
 
-  __device__ PackedCondition<Bf16> packed(Bf16, int part) const {
-    const uint4* const from = condition(part == 0 ? 0 : 2);
-    return {from, from, W / kTile};  // as rows
-  }
-  __device__ PackedCondition<float> packed(float, int part) const {
-    return {{reinterpret_cast<const float*>(condition(part)), W}};
-  }
-  __device__ const uint4* condition(int part) const {
-    const std::int64_t first = ((p.first_sample + sample) * p.sizes.layers + layer) * p.sizes.condition_parts();
-    return p.condition + (first + part) * p.sizes.condition_part();
-  }
-
   // Added where the keys that exist lie; `which`: 0 keys, 1 values.
   __device__ void add(int which, int row, int c, float first, float second) const {
     if (row >= count) return;
@@ -85,7 +73,9 @@ struct ConditionGradient {
   __device__ __forceinline__ void sum(int unit) const {
     const int heads = p.sizes.heads, head = unit & (heads - 1), n = unit / heads;
     const bool exists = n * kTile < count;
-    KeyGradient<E, KC> gradient(head, W / heads, exists ? n : 0, packed(E{}, 0), packed(E{}, 1));
+    const std::int64_t number = p.first_sample + sample;
+    const auto keys = packed_condition<E, W>(p, number, layer, false);
+    KeyGradient<E, KC> gradient(head, W / heads, exists ? n : 0, keys, packed_condition<E, W>(p, number, layer, true));
     fetch(0);
 #pragma unroll 1
     for (int slot = 0; slot < p.steps; ++slot) {

@@ -177,8 +177,8 @@ struct GradientScratch {
   std::int64_t weights, biases, transposed, condition, key_counts, key_list, row_counts, tape, streams;
   std::int64_t second_tape, second_streams, modulation, weight_parts, bytes;
 
-  // `samples` of a group, `steps` of a chunk; `all` samples of the call; parts of the weight gradients; whether there are
-  // two chunks at a time.
+  // `samples` of a group, `steps` of a chunk; `all` samples of the call; parts of the weight gradients; whether there
+  // are two chunks at a time.
   RH_HOST_DEVICE GradientScratch(const GradientSizes& s, std::int64_t all, std::int64_t samples, std::int64_t steps,
                                  int parts, bool two) {
     const auto after = [](std::int64_t start, std::int64_t size) { return start + (size + 255) / 256 * 256; };

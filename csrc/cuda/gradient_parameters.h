@@ -22,6 +22,11 @@ struct GradientParameters {
   void* streams;                     // see StreamLayout
   float* modulation;                 // (steps, samples, modulation_size())
   float* cond_gradient;              // (L, 2, B, S, W), to which is added
+
+  // A part of the packed condition, see GradientSizes::condition_part; `sample` of the call.
+  __device__ const uint4* condition_at(std::int64_t sample, int layer, int part) const {
+    return condition + ((sample * sizes.layers + layer) * sizes.condition_parts() + part) * sizes.condition_part();
+  }
 };
 
 }  // namespace rohydr

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the way back through steps of Eq. 2 reads, computed again from x_t of each: a block takes a step of a sample. Since
-// x_t is known, all steps can be taken at once.
+// What the way back through steps of Eq. 2 reads, computed again from x_t of each: a block takes a step of a sample.
+// Since x_t is known, all steps can be taken at once.
 #pragma once
 
 #include "block_forward.cuh"

@@ -175,8 +175,10 @@ int launch_loop_backward_of(const CudaLoopGradient& r) {
       of.first_step = done + 1;
       of.gradient.steps = std::max(0, std::min(plan.steps, m.steps - done));
       const bool second = done / plan.steps % 2 == 1;
-      of.gradient.tape += second ? scratch.second_tape - scratch.tape : 0;
-      of.gradient.streams = static_cast<char*>(of.gradient.streams) + (second ? scratch.second_streams - scratch.streams : 0);
+      if (second) {
+        of.gradient.tape += scratch.second_tape - scratch.tape;
+        of.gradient.streams = static_cast<char*>(of.gradient.streams) + (scratch.second_streams - scratch.streams);
+      }
       return of;
     };
     const auto launch = [&](const LoopGradientChunks& chunks) {

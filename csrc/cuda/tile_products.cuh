@@ -26,8 +26,8 @@ struct LeftRows {
   __device__ int stride_at(int column) const { return column < split ? stride : second_stride; }
 };
 
-// Weights of N tiles of columns at some depths. Beyond the last tile and the whole depth something is fetched that is not
-// used, behind the last matrix GradientScratch::kBeyond bytes.
+// Weights of N tiles of columns at some depths. Beyond the last tile and the whole depth something is fetched that is
+// not used, behind the last matrix GradientScratch::kBeyond bytes.
 template <class E, int N, int W>
 struct WeightPieces;
 
@@ -121,8 +121,8 @@ struct WarpTiles {
   __device__ int n() const { return warp >> shift; }
 };
 
-// visit(row, column, j, h, first, second) for the pairs of neighbours that this thread holds of tile n of columns and m of
-// rows.
+// visit(row, column, j, h, first, second) for the pairs of neighbours that this thread holds of tile n of columns and m
+// of rows.
 template <class Visit>
 __device__ __forceinline__ void for_pairs(const Tile& acc, int m, int n, const Visit& visit) {
   const int lane = ptx::thread_index() % 32, row = m * kTile + lane / 4, column = n * kTile + lane % 4 * 2;
@@ -133,9 +133,9 @@ __device__ __forceinline__ void for_pairs(const Tile& acc, int m, int n, const V
   }
 }
 
-// store(m, n, acc, fetch(m, n)) for the tiles m of rows and n of columns of A W' + b, with `columns` columns, N tiles of
-// which are taken together. Begins with a barrier, behind which A is whole; the first weights come meanwhile, and what is
-// fetched comes before it is needed.
+// store(m, n, acc, fetch(m, n)) for the tiles m of rows and n of columns of A W' + b, with `columns` columns, N tiles
+// of which are taken together. Begins with a barrier, behind which A is whole; the first weights come meanwhile, and
+// what is fetched comes before it is needed.
 template <int N, int W, int kWarps, class E, class Store, class Fetch>
 __device__ __forceinline__ void products_of_tiles(const LeftRows<E>& a, const WarpTiles& mine, const PackedTiles& w,
                                                   int columns, const Store& store, const Fetch& fetch) {
