@@ -179,7 +179,7 @@ class TrainConfig:
     seed: int = _option(1, "seed of weights, order, patterns, noise and dropout")
     backend: str = _option("auto", "auto, reference, cpp, triton or cuda")
     device: str = _option("cpu", "torch device")
-    precision: str = _option("float32", "float32, or bf16: PyTorch's layers under autocast, kernels are not")
+    precision: str = _option("float32", "float32, or bf16: layers under autocast, on a GPU the chains too")
     batch_size: int = _option(32, "clips in a batch")
     lr: float = _option(1e-3, "Adam's learning rate, both optimizers")
     weight_decay: float = _option(0.0, "Adam's weight decay")

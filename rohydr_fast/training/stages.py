@@ -243,7 +243,9 @@ class StageRunner:
                 raise NumericsError(f"training: {name} is {value} in {place}. {REMEDY}")
         optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # of several processes one may have nothing that moves a parameter
-            loss.backward()
+            # The way back has the dtypes of the way there; under autocast products of float32 would be rounded anew.
+            with torch.autocast(loss.device.type, enabled=False):
+                loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         team().sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
