@@ -54,6 +54,11 @@ class Case:
             return (sizes | {"steps": 1} if self.operation == "reverse_loop" else sizes), 32
         return {"tokens": int(self.rng.integers(0, 24)), "keys": int(self.rng.integers(1, 40))}, 40
 
+    @property
+    def width(self) -> int:
+        """Channels of the network, or of all heads."""
+        return self.arguments["q" if self.operation == "cross_attention" else "cond_kv"].shape[-1]
+
     def run(self, arguments: dict | None = None, threads: int | None = None) -> torch.Tensor:
         given = self.arguments if arguments is None else arguments
         with instruction_set(self.isa):
@@ -75,7 +80,9 @@ def is_exact(case: Case) -> str:
     exact = driver.reference(case.operation, case.arguments)
     seen = error(case.run(), exact, case.real)
     check(case.operation, seen / LUCK, FLOOR, case.arguments, exact, driver.reference)
-    assert seen <= CAPS[case.operation], f"error {seen:.2e}"
+    # Of two channels LayerNorm leaves a sign: where they are nearly equal, PyTorch in float32 exceeds the cap too.
+    cap = CAPS[case.operation] * (WIDE if case.width < LEAST_WIDTH else 1)
+    assert seen <= cap, f"error {seen:.2e}"
     return "as exact as PyTorch"
 
 
@@ -83,7 +90,7 @@ def has_exact_gradients(case: Case) -> str:
     """Gradients of every input as near to float64 as PyTorch's, with a NaN in the gradient of what is padding."""
     if case.operation not in backward.OPERATIONS or not case.real.any():
         return is_exact(case)
-    if case.arguments["cond_kv"].shape[-1] < LEAST_WIDTH:
+    if case.width < LEAST_WIDTH:
         return is_exact(case)
     exact = Exact(case.operation, case.arguments)
     given = direction(case.operation, case.arguments, torch.nan)
