@@ -80,6 +80,7 @@ class Run:
     own: Row  # evaluated as it was trained
     epochs: tuple[dict, ...]  # rows of metrics.jsonl, one for each epoch
     evaluations: tuple[Evaluation, ...]
+    speeds: tuple[float, ...] = ()  # clips a second, of each process that trained it to an end
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,14 @@ def read_run(path: Path, split: str, reader: Reader) -> tuple[Run, list[LeftOut]
         own=own,
         epochs=epochs,
         evaluations=tuple(evaluations),
+        speeds=_speeds(directory),
     )
     return run, unused
+
+
+def _speeds(directory: RunDirectory) -> tuple[float, ...]:
+    found = [row.get("train_samples_per_s") for row in directory.rows("timing.jsonl")]
+    return tuple(float(speed) for speed in found if isinstance(speed, int | float) and 0 < speed < math.inf)
 
 
 def _own_values(path: Path, result: dict, split: str) -> dict:

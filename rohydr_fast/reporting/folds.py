@@ -76,6 +76,7 @@ def _join(folds: Sequence[Run]) -> tuple[Run, list[LeftOut]]:
         own=_join_rows([run.own for run in folds]),
         epochs=tuple(_mean(same, np.ones(len(folds))) for same in zip(*(run.epochs for run in folds), strict=False)),
         evaluations=tuple(evaluations),
+        speeds=tuple(speed for run in folds for speed in run.speeds),
     )
     return run, unused
 

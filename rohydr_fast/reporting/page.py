@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..evaluation.tables import UNDEFINED
-from . import comparisons, details, render
+from . import comparisons, cost, details, render
 from .collect import Collection, LeftOut
 from .comparisons import Pair
 from .figures import Figure
@@ -64,6 +64,7 @@ def page(
         refusals=comparisons.refusals(pairs),
         behaviours=details.behaviours(series),
         classes=details.CLASSES,
+        costs=cost.costs(groups),
         card_label=card_label,
         card_seed=card_seed,
         cards=cards,

@@ -205,13 +205,13 @@ class RunDirectory:
         """Append one row to timing.jsonl."""
         self._append("timing.jsonl", row)
 
-    def rows(self) -> list[dict]:
-        """The rows of metrics.jsonl; a last line that is still being written is left out.
+    def rows(self, name: str = "metrics.jsonl") -> list[dict]:
+        """The rows of metrics.jsonl, or timing.jsonl; a last line that is still being written is left out.
 
         Raises:
             DataError: a line that is not a JSON object.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / name
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):

@@ -77,7 +77,8 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, runs):
     out = tmp_path / "report"
     report.main([str(runs), "--out", str(out)])
     page = parsed(out / "index.html")
-    assert {"table1", "table5", "comparisons", "figures", "classes", "clips", "runs", "left-out"} < set(page.ids)
+    sections = {"table1", "table5", "comparisons", "figures", "cost", "classes", "clips", "runs", "left-out"}
+    assert sections < set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags and "img" not in page.tags and "link" not in page.tags
     inside = {reference for reference in page.references if reference.startswith("#")}
