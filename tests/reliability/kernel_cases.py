@@ -4,6 +4,7 @@ Each case draws an operation, its sizes (0 to 300 tokens and keys), masks, scale
 aligned address, an instruction set and a number of threads. `driver.native` watches inputs, guards and padding.
 """
 
+import math
 from collections import Counter
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from rohydr_fast import backend as package_backend
 from tests.kernels import backward, cases, driver
 from tests.kernels.test_accuracy import CAPS, FLOOR_ULPS, check, error
-from tests.kernels.test_backward_accuracy import Exact
+from tests.kernels.test_backward_accuracy import ZERO_CAP, Exact
 from tests.kernels.test_extremes import scaled
 from tests.ops.gradient_cases import LEAST_WIDTH, direction, result
 from tests.ops.test_gradients import CAPS as GRADIENT_CAPS
@@ -97,7 +98,11 @@ def has_exact_gradients(case: Case) -> str:
     options = {"threads": case.threads, "offset": case.offset, "kept": bool(case.rng.integers(2))}
     with instruction_set(case.isa):
         found = backward.gradients(case.operation, case.arguments, given, **options)
-    seen = exact.errors(found, cap=WIDE * GRADIENT_CAPS[case.operation])
+    seen = exact.errors(found, cap=math.inf)
+    # What is allowed where a gradient is 0 may be all that there is of one that is hardly more: PyTorch decides alone.
+    of_size = [name for name in seen if exact.values[name].abs().max() > ZERO_CAP * exact.largest]
+    cap = WIDE * GRADIENT_CAPS[case.operation]
+    assert all(seen[name] <= cap for name in of_size), {name: seen[name] for name in of_size if seen[name] > cap}
     halved = {name: value / LUCK for name, value in seen.items()}
     with pytest.MonkeyPatch.context() as patch:
         check_gradients(case.operation, case.arguments, exact.values, halved, patch)
