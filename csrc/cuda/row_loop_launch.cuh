@@ -102,21 +102,10 @@ int tokens_of(const CudaLoopRequest& r) {
   return tokens;
 }
 
-int multiprocessors(int device) {
-  int count = 0;
-  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
-}
-
-// Warps of a tile of rows. Two halve the time of a sample; where there are more samples than multiprocessors, two
-// blocks on each, with one warp a tile, are faster. No bit depends on it. 0: no kernel here takes it.
-template <int W>
-int split_of(const CudaLoopRequest& r) {
-  static_assert(kRowTokens == kTile * kRowTilesMax<W, 2>, "as the host knows it");
-  const bool many = tokens_of(r) > kRowTokens, halves = W / r.heads <= W / 2;
-  if (W == 128) return many ? 0 : 2;
-  std::int64_t samples = 0;
-  for (int i = 0; i < r.count; ++i) samples += r.modalities[i].samples;
-  return many || !halves || (W == 64 && samples > multiprocessors(r.device)) ? 1 : 2;
+// Of the device; 0 where there is none.
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
 }
 
 template <int W, int kSplit>
@@ -128,6 +117,21 @@ int row_shared_bytes(const CudaLoopRequest& r) {
     most = std::max(most, RowLoopShared<W, kSplit>(round_up_to(m.tokens, kTile), stream_of<W>(m)).bytes());
   }
   return most;
+}
+
+// Warps of a tile of rows. Two halve the time of a sample; where there are more samples than multiprocessors, two
+// blocks on each, with one warp a tile, are faster, and those fit on devices with less shared memory. No bit depends on
+// it. 0: no kernel here takes it.
+template <int W>
+int split_of(const CudaLoopRequest& r) {
+  static_assert(kRowTokens == kTile * kRowTilesMax<W, 2>, "as the host knows it");
+  const bool many = tokens_of(r) > kRowTokens, halves = W / r.heads <= W / 2;
+  if (W == 128) return many ? 0 : 2;
+  if (many || !halves) return 1;
+  std::int64_t samples = 0;
+  for (int i = 0; i < r.count; ++i) samples += r.modalities[i].samples;
+  if (W == 64 && samples > attribute_of(r.device, cudaDevAttrMultiProcessorCount)) return 1;
+  return row_shared_bytes<W, 2>(r) <= attribute_of(r.device, cudaDevAttrMaxSharedMemoryPerBlockOptin) ? 2 : 1;
 }
 
 // use.run<kSplit>(), and what an instance of W can't be is not compiled.

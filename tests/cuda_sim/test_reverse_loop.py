@@ -130,6 +130,19 @@ def test_more_samples_than_multiprocessors_have_the_bits_of_few(network):
         assert torch.equal(together[some], reverse_loops.run(cases.take(case, some), bf16=True)[0])
 
 
+@pytest.mark.parametrize("network", [(64, 4), (64, 2), (32, 2)], ids=str)
+def test_a_device_with_less_shared_memory_gets_the_kernel_that_fits_and_the_same_bits(network, monkeypatch):
+    """99 KiB, as devices for desktops have: two warps a tile would take 131 at W = 64."""
+    case = make(5, network, bf16=True, samples=2, tokens=50, keys=18, channels=32, layers=1, steps=2)
+    width, heads = network
+    facts, bytes_of = (50, 32, 4 * width, width, heads, 1), "reverse_loop_shared_bytes"
+    usual, most = reverse_loops.run(case, bf16=True)[0], reverse_loops.simulation().value(bytes_of, *facts)
+    monkeypatch.setenv("ROHYDR_SIM_SHARED_MEMORY", str(99 * 1024))
+    assert reverse_loops.simulation().value(bytes_of, *facts) <= min(most, 99 * 1024)
+    assert (most > 99 * 1024) == (width == 64)
+    assert torch.equal(reverse_loops.run(case, bf16=True)[0], usual)
+
+
 @pytest.mark.parametrize("network", [(128, 8), (32, 8)], ids=str)
 def test_chains_for_another_kernel_in_one_launch_have_the_same_bits(network):
     several = [make(seed, network, bf16=True, samples=1, tokens=(65, 40, 90)[seed]) for seed in range(3)]

@@ -5,6 +5,7 @@
 
 #include <csetjmp>
 #include <csignal>
+#include <cstdlib>
 #include <tuple>
 
 #include "block.h"
@@ -14,6 +15,12 @@
 #define ROHYDR_SHARED(name) unsigned char* name = ::rohydr::sim::running_block()->shared().start()
 
 namespace rohydr::sim {
+
+// Of a block, in bytes: an H100's, or what ROHYDR_SIM_SHARED_MEMORY says.
+inline std::size_t most_shared_memory() {
+  const char* const told = std::getenv("ROHYDR_SIM_SHARED_MEMORY");
+  return told != nullptr ? std::strtoul(told, nullptr, 10) : std::size_t{227 * 1024};
+}
 
 // What tests read after a call; see control.h.
 struct Report {
@@ -98,14 +105,13 @@ inline bool run_blocks(Block& block, dim3 grid, const std::function<void()>& bod
 
 inline int launch(const char* name, dim3 grid, dim3 block_size, std::size_t shared_bytes,
                   const std::function<void()>& body) {
-  constexpr std::size_t kMaxShared = 227 * 1024;
   constexpr unsigned kMaxThreads = 1024;
   const std::uint64_t threads = std::uint64_t{block_size.x} * block_size.y * block_size.z;
   const bool empty = threads == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0;
   if (empty || threads > kMaxThreads || block_size.z > 64 || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }
-  if (shared_bytes > kMaxShared) return cudaErrorInvalidValue;
+  if (shared_bytes > most_shared_memory()) return cudaErrorInvalidValue;
   report().launched += std::string(name) + "\n";
   Block block(grid, block_size, shared_bytes);
   running_block() = &block;

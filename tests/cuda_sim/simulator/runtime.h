@@ -2,6 +2,7 @@
 // The functions of the CUDA runtime that launch functions call: one device, where all work is done when a call returns.
 #pragma once
 
+#include "launch.h"
 #include "qualifiers.h"
 
 #define ROHYDR_SIM_RUNTIME extern "C" __attribute__((weak))
@@ -25,7 +26,7 @@ ROHYDR_SIM_RUNTIME cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr
       *value = 132;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = 227 * 1024;
+      *value = static_cast<int>(rohydr::sim::most_shared_memory());
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       *value = 9;
