@@ -37,7 +37,7 @@ CAMPAIGNS = [
     Campaign("starts", "of processes that start in one directory one trains, the others name it", 8, 50),
     Campaign("kernel_cases", "a kernel is exact, and the same bits however it is called", 20_000, 200_000),
     Campaign("repeats", "the same call gives the same bits, on any number of threads", 25, 250),
-    Campaign("hostile_calls", "a call of the native core with wrong arguments is refused", 22_000, 1_100_000),
+    Campaign("hostile_calls", "a call of the native core with wrong arguments is refused", 22_000, 6_800_000),
     Campaign("public_calls", "a public operation names the argument that is wrong, whatever it is", 5_000, 200_000),
     Campaign("planted_faults", "a fault planted in a kernel is noticed by the tests", 2, 100),
     Campaign("precision", "bfloat16 autocast trains as float32 does, to 5 % of a loss", 20, 200),
