@@ -1,7 +1,7 @@
 """Conversations from the ids of clips, and batches that keep them whole."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rohydr_fast.data.conversations import conversation_batches, conversations
@@ -19,6 +19,7 @@ def test_ids_without_an_order_have_no_conversations():
     assert conversations([]) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 20), st.randoms())
 def test_batches_hold_whole_conversations_in_order(groups, size, random):
     conversation = np.array([[group, random.randrange(100)] for group in groups])

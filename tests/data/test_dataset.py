@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rohydr_fast.data import collate, epoch_order, load, mmsa, stable_sample_id
@@ -75,6 +75,7 @@ def test_collate_of_nothing_and_of_too_much():
         collate(split, [2], ("a",))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.data())
 def test_a_clip_is_the_same_in_every_batch(lengths, data):
     split = split_of({"a": lengths, "t": lengths, "v": lengths})

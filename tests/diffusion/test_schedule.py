@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rohydr_fast.config import PREDICTIONS
@@ -51,6 +51,7 @@ def test_a_table_of_two_steps_by_hand():
     assert table.coefficients.dtype == torch.float32
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_timesteps_rise_and_end_at_the_noisiest(num_steps, steps):
     schedule = Schedule(num_steps)
@@ -63,6 +64,7 @@ def test_timesteps_rise_and_end_at_the_noisiest(num_steps, steps):
     assert (np.diff(t) > 0).all()
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PREDICTIONS), st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_every_prediction_gives_the_same_mean(prediction, steps, seed):
     """eps, v and x_0 that belong together lead to the same step: only the table differs."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rohydr_fast import _native
@@ -42,6 +42,7 @@ def tensors_of(arguments: dict) -> list[torch.Tensor]:
     return [arguments["features"], arguments["encoded"], *arguments["weights"], *arguments["biases"]]
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(0, 70),
     inputs=st.integers(1, 70),
