@@ -32,7 +32,8 @@ def run(parser: Parser, command: Callable[[Namespace], int | None], argv: Sequen
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = command(parser.parse_args(argv)) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed
+            sys.stdout.flush()
         return code
     except SystemExit as stop:  # --help, --print_config
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE

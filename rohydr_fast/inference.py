@@ -102,12 +102,9 @@ def infer_split(
         DataError: features of another width than the model was trained on.
     """
     found = dataset.dims()
-    for m, size in model.config.dims.items():
-        if found.get(m, size) != size:
-            raise DataError(
-                f"{dataset.source}: {NAMES[m]} must have {size} channels, as in training, got {found[m]}. "
-                "Use features of the same extractor."
-            )
+    for m in model.config.modalities:
+        if (split.lengths[m] > 0).any() and found[m] != model.config.dims[m]:
+            raise DataError(f"{dataset.source}: {_another_width(model, m, found[m])}")
     parts: dict[str, list[Tensor]] = {}
     own = [_infer_rows(model, dataset, split, rows, available, samples, seed) for rows in batches(model, split, BATCH)]
     for values in itertools.chain.from_iterable(team().gather(own) or ()):
@@ -197,14 +194,16 @@ def _of_model(model: RoHyDR, batch: Batch) -> Batch:
     x, lengths = {}, {}
     for m in model.config.modalities:
         size = model.config.dims[m]
-        x[m] = batch.x.get(m, torch.zeros(clips, 1, size))
         lengths[m] = batch.lengths.get(m, torch.zeros(clips, dtype=torch.int64))
+        x[m] = batch.x[m] if lengths[m].any() else torch.zeros(clips, 1, size)
         if x[m].shape[-1] != size:
-            raise UsageError(
-                f"recover: {NAMES[m]} must have {size} channels, as in training, got {x[m].shape[-1]}. "
-                "Use features of the same extractor."
-            )
+            raise UsageError(f"recover: {_another_width(model, m, x[m].shape[-1])}")
     return replace(batch, x=x, lengths=lengths)
+
+
+def _another_width(model: RoHyDR, m: str, got: int) -> str:
+    wanted = f"{NAMES[m]} must have {model.config.dims[m]} channels, as in training, got {got}"
+    return f"{wanted}. Use features of the same extractor."
 
 
 def _missing(model: RoHyDR, batch: Batch, available) -> Tensor:

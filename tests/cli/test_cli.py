@@ -75,6 +75,11 @@ def test_a_reader_that_has_gone_is_no_error(lines):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert call(lambda options: print("unheard")) == 0
+
+
 def test_help_is_exit_0(capsys):
     assert call(lambda options: None, ["--help"]) == 0
     assert "For tests." in capsys.readouterr().out

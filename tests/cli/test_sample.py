@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -96,6 +97,16 @@ def test_features_of_another_width_name_the_file(place, sample, tmp_path, key, n
     code, printed = sample("--out", str(tmp_path / "x.safetensors"), file=f"narrow_{key}.npz")
     assert code == 65 and f"narrow_{key}.npz: {name} must have" in printed.err and "as in training" in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_a_modality_has_it_recovered(place, sample, tmp_path):
+    """Its features are zeros of any width, as readers ask for."""
+    tree = small_tree()
+    for split in tree.values():
+        split["vision"] = np.zeros((len(split["vision"]), 1, 1), np.float32)
+    containers.write(tree, str(place / "blind.npz"))
+    code, printed = sample("--out", str(tmp_path / "x.safetensors"), file="blind.npz")
+    assert code == 0 and "vision recovered for 6" in printed.out
 
 
 def test_the_function_of_the_same_name_can_still_be_called():
