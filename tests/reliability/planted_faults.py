@@ -67,7 +67,7 @@ FAULTS = [
     _values("kernels/attention.h", "kv.count > 0 ? T(1) / sum : sum", "T(1) / sum"),
     _values("kernels/attention.h", "if (__builtin_expect(hits == 0, 1)) {", "if (true) {"),
     _values("kernels/few_queries.h", "kv.count > 0 ? 1 / sum[h][r] : 0", "1 / sum[h][r]"),
-    _values("kernels/few_queries.h", "within && bound[lane] <= T(kScoreLimit)", "within"),
+    _values("kernels/attention.h", "within && bound[i] <= T(kScoreLimit)", "within"),
     _values("kernels/rows.h", "share + T(kLayerNormEpsilon)", "share + T(1e-3)"),
     _values(
         "kernels/rows.h",

@@ -52,6 +52,20 @@ void largest_magnitudes(const T* keys, Index stride, const std::int32_t* index, 
   }
 }
 
+// Whether softmax needs no shift in any of `lanes` queries of a head.
+template <int D, int N, class T>
+bool within_limit(const T* q, Index q_stride, Index lanes, const T* largest) {
+  bool within = true;
+  for (Index lane = 0; lane < lanes; lane += N) {
+    Vector<T, N> bound{};
+    for (Index d = 0; d < D; ++d) {
+      bound = multiply_add<T, N>(absolute<T, N>(load<T, N>(q + d * q_stride + lane)), largest[d], bound);
+    }
+    for (Index i = 0; i < smaller(N, lanes - lane); ++i) within = within && bound[i] <= T(kScoreLimit);
+  }
+  return within;
+}
+
 // Scores of Count keys from `first` on.
 template <int D, int N, int Count, class T>
 RH_INLINE void scores(const T* q, Index q_stride, const KeysValues<T>& kv, Index first, Index depth,

@@ -5,7 +5,7 @@
 //   per 8 keys and query: 2 D multiply-adds of 8 lanes and one vector of 2^x; per 8 keys: D / 8 transpositions
 #pragma once
 
-#include "attention.h"
+#include "key_blocks.h"
 
 namespace rohydr {
 namespace {
@@ -94,19 +94,6 @@ void few_queries(const float* q, Index q_stride, Index lanes, const KeysValues<f
   }
 }
 
-// Whether softmax needs no shift in any of `lanes` queries of a head.
-template <int D, class T>
-bool within_limit(const T* q, Index q_stride, Index lanes, const T* largest) {
-  constexpr int N = kLanes<T> / 2;
-  Vector<T, N> bound{};
-  for (Index d = 0; d < D; ++d) {
-    bound = multiply_add<T, N>(absolute<T, N>(load<T, N>(q + d * q_stride)), largest[d], bound);
-  }
-  bool within = true;
-  for (Index lane = 0; lane < lanes; ++lane) within = within && bound[lane] <= T(kScoreLimit);
-  return within;
-}
-
 // Attention of `count` heads of D channels, few queries each; as `attend_heads`.
 template <int D, class T>
 Index few_queries_of_heads(const T* q, Index q_stride, Index lanes, KeysValues<T> kv, Index count, T* out,
@@ -114,7 +101,7 @@ Index few_queries_of_heads(const T* q, Index q_stride, Index lanes, KeysValues<T
   Index hits = 0;
   while (count > 0) {
     const auto fits = [&](Index h) {
-      return count > h && within_limit<D>(q + h * D * q_stride, q_stride, lanes, kv.largest + h * D);
+      return count > h && within_limit<D, kLanes<T> / 2>(q + h * D * q_stride, q_stride, lanes, kv.largest + h * D);
     };
     Index done = 1;
     if (!fits(0)) {
@@ -153,8 +140,8 @@ Index attend_heads(const T* q, Index q_stride, Index lanes, const KeysValues<T>&
     kv.keys += i * size;
     kv.values += i * size;
     kv.largest += i * size;
-    hits += head(q + i * size * q_stride, q_stride, many, kv, size, out + i * size * out_stride, out_stride,
-                 norms == nullptr ? nullptr : norms + 2 * i * norms_stride, norms_stride);
+    hits += head_of_full_vectors(q + i * size * q_stride, q_stride, many, kv, size, out + i * size * out_stride,
+                                 out_stride, norms == nullptr ? nullptr : norms + 2 * i * norms_stride, norms_stride);
   }
   if constexpr (kHasFewQueries<T>) {
     if (few > 0) {
