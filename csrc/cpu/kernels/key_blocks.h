@@ -11,7 +11,7 @@
 namespace rohydr {
 namespace {
 
-// 32 registers hold enough of one vector of queries.
+// Eight lanes are AVX2: the other instruction sets have 32 registers, or no fused multiply-add.
 template <class T>
 constexpr bool kHasKeyBlocks = sizeof(T) == 4 && kLanes<T> == 8;
 constexpr Index kBlockKeys = 64;
