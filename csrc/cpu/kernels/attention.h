@@ -5,7 +5,7 @@
 // Scores are in units of log2: whoever makes Q multiplies it by log2(e) / sqrt(D).
 #pragma once
 
-#include "simd.h"
+#include "exponentials.h"
 
 namespace rohydr {
 namespace {
@@ -177,7 +177,7 @@ __attribute__((noinline)) Vector<T, N> lane_shifts(const T* q, Index q_stride, c
     most = score[0] > most ? score[0] : most;
     poison = score[0] * T(0) + poison;  // an infinite or undefined score makes the row undefined, as in softmax
   }
-  most = most == Vector<T, N>{} ? broadcast<T, N>(T(1e-30)) : most;
+  most = most == Vector<T, N>{} ? broadcast<T, N>(T(-1e-30)) : most;  // below 0, so that 2^(0 - it) is 1 exactly
   return bound <= T(kScoreLimit) ? Vector<T, N>{} : most + poison;
 }
 

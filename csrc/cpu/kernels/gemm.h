@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "simd.h"
+#include "exponentials.h"
 
 namespace rohydr {
 namespace {
