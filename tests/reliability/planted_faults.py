@@ -66,7 +66,11 @@ FAULTS = [
     _values("kernels/attention.h", "for (; j < kv.count; ++j) {", "for (; j + 1 < kv.count; ++j) {"),
     _values("kernels/attention.h", "kv.count > 0 ? T(1) / sum : sum", "T(1) / sum"),
     _values("kernels/attention.h", "if (__builtin_expect(hits == 0, 1)) {", "if (true) {"),
-    _values("kernels/few_queries.h", "kv.count > 0 ? 1 / sum[h][r] : 0", "1 / sum[h][r]"),
+    _values("kernels/few_queries.h", "kv.count > 0 ? 1 / sum[r * kSideHeads + h] : 0", "1 / sum[r * kSideHeads + h]"),
+    _values("kernels/few_queries.h", "weight[r * kSideHeads + h], line[i]", "weight[r * kSideHeads], line[i]"),
+    _values("kernels/key_blocks.h", "sum[i % V] = sum[i % V] + weight;", "sum[i % V] = sum[0] + weight;"),
+    _values(
+    ),
     _values("kernels/attention.h", "within && bound[i] <= T(kScoreLimit)", "within"),
     _values("kernels/rows.h", "share + T(kLayerNormEpsilon)", "share + T(1e-3)"),
     _values(

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Attention of the few queries that full vectors leave over: T = 50 are three vectors of 16, and two. Keys are in the
-// lanes while scores are computed, channels while values are added, so hardly a lane is idle. Each sum runs in the order
-// of attention.h, so a query has the same bits here and there.
-//   per 8 keys and query: 2 D multiply-adds of 8 lanes and one vector of 2^x; per 8 keys: D / 8 transpositions
+// Attention of the few queries that full vectors leave over: T = 50 are three vectors of 16, and two. For the scores a
+// query takes four lanes, one for each of four neighbouring heads, whose channels of each key are laid out side by side;
+// for the outputs channels are in the lanes. So hardly a lane is idle. Each sum runs in the order of attention.h, so a
+// query has the same bits.
+//   per key, R queries and four heads: 8 R D multiply-adds and 4 R 2^x, by full vectors; D shuffles of four lanes
 #pragma once
 
 #include "key_blocks.h"
@@ -10,115 +11,168 @@
 namespace rohydr {
 namespace {
 
-// The most queries that are faster this way, by the size of the heads.
 template <class T>
 constexpr bool kHasFewQueries = sizeof(T) == 4 && kLanes<T> >= 8;
-constexpr Index most_few_queries(Index size) { return size == 8 ? 3 : size == 16 ? 4 : 0; }
+constexpr Index kSideHeads = 4;
+constexpr Index kFewKeys = 16;  // laid out at a time
 
-// Queries q[0..R) of Heads neighbouring heads, whose scores are within the limit; arguments as of `queries`.
-template <int D, int R, int Heads>
-void few_queries(const float* q, Index q_stride, const KeysValues<float>& kv, float* out, Index out_stride,
-                 float* norms, Index norms_stride) {
-  constexpr int N = 8, kParts = D / N;
-  using Lanes = Vector<float, N>;
-  Lanes output[Heads][R][kParts] = {};
-  float sum[Heads][R] = {};
-  for (Index first = 0; first < kv.count; first += N) {
-    const Index count = smaller(N, kv.count - first);
-    const std::int32_t* const index = kv.index + first;
-    alignas(32) float weight[Heads][R][N];
+// The most queries that are faster this way than with one head in the lanes.
+template <class T>
+constexpr Index most_few_queries(Index size, Index heads) {
+  return (size == 8 || size == 16) && heads >= kSideHeads ? 4 : 0;
+}
+
+// Where channel d of a row is once its heads stand side by side: what the shuffles leave.
+template <int D>
+constexpr int side_place(int d) {
+  if (kLanes<float> == 16 && D == 8) return d * kSideHeads;
+  constexpr int kPart = kLanes<float> == 16 ? 16 : 8, kRow = kPart * kSideHeads;
+  return d / kPart * kRow + d % 4 * kPart + d % kPart / 4 * 4;
+}
+
+// to (D, kSideHeads), channels in the order of side_place, from kSideHeads neighbouring heads of D channels.
+template <int D>
+RH_INLINE void heads_side_by_side(const float* row, float* to) {
+  constexpr int N = kLanes<float>;
+  if constexpr (N > D) {
+    const Vector<float, N> first = load<float, N>(row), second = load<float, N>(row + N);
+    store<float, N>(to, side_halves<false, N>(first, second));
+    store<float, N>(to + N, side_halves<true, N>(first, second));
+    return;
+  }
 #pragma GCC unroll 2
-    for (int h = 0; h < Heads; ++h) {
-      Lanes score[R];
-#pragma GCC unroll 2
-      for (int part = 0; part < kParts; ++part) {
-        const int channel = h * D + part * N;
-        Lanes key[N];  // of each key, and then of each channel; beyond the last key it once more
-#pragma GCC unroll 8
-        for (Index i = 0; i < N; ++i) {
-          key[i] = load<float, N>(kv.keys + index[smaller(i, count - 1)] * kv.stride + channel);
-        }
-        transpose_square<N>(key);
-#pragma GCC unroll 8
-        for (int d = 0; d < N; ++d) {
-          const float* const own = q + (channel + d) * q_stride;
+  for (int d = 0; d < D; d += N) {
+    Vector<float, N> own[kSideHeads];
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            score[r] = part == 0 && d == 0 ? key[d] * own[r] : multiply_add<float, N>(key[d], own[r], score[r]);
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) store<float, N>(weight[h][r], exp2_in_range<float, N>(score[r]));
-    }
-    for (Index j = 0; j < count; ++j) {
-      const float* const value = kv.values + index[j] * kv.stride;
+    for (int h = 0; h < kSideHeads; ++h) own[h] = load<float, N>(row + h * D + d);
+    const Vector<float, N> pair[4] = {interleave<1, false, N>(own[0], own[1]), interleave<1, false, N>(own[2], own[3]),
+                                      interleave<1, true, N>(own[0], own[1]), interleave<1, true, N>(own[2], own[3])};
 #pragma GCC unroll 2
-      for (int h = 0; h < Heads; ++h) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const float w = weight[h][r][j];
-          sum[h][r] += w;
-#pragma GCC unroll 2
-          for (int part = 0; part < kParts; ++part) {
-            Lanes& line = output[h][r][part];
-            line = multiply_add<float, N>(load<float, N>(value + h * D + part * N), w, line);
-          }
-        }
-      }
+    for (int i = 0; i < 2; ++i) {
+      float* const place = to + d * kSideHeads + i * 2 * N;
+      store<float, N>(place, interleave<2, false, N>(pair[2 * i], pair[2 * i + 1]));
+      store<float, N>(place + N, interleave<2, true, N>(pair[2 * i], pair[2 * i + 1]));
     }
   }
-  for (int h = 0; h < Heads; ++h) {
-    for (int r = 0; r < R; ++r) {
-      const float scale = kv.count > 0 ? 1 / sum[h][r] : 0;
-      for (int d = 0; d < D; ++d) out[(h * D + d) * out_stride + r] = output[h][r][d / N][d % N] * scale;
+}
+
+// Lanes (query, head) of the scores of R queries.
+template <int R>
+constexpr int kFewLanes = R * kSideHeads < kLanes<float> ? R * kSideHeads : kLanes<float>;
+
+// weights (kFewKeys, R, kSideHeads) of the first `count` keys laid out in `keys`, and on to a multiple of 8; sum (R,
+// kSideHeads) += those of the first `count`.
+template <int D, int R>
+RH_INLINE void few_weights(const float* query, const float* keys, Index count, float* weights, float* sum) {
+  constexpr int kLine = R * kSideHeads, N = kFewLanes<R>, kKeys = 8;
+#pragma GCC unroll 2
+  for (int lane = 0; lane < kLine; lane += N) {
+    for (Index first = 0; first < count; first += kKeys) {
+      Vector<float, N> score[kKeys];
+#pragma GCC unroll 16
+      for (int d = 0; d < D; ++d) {
+        const Vector<float, N> own = load<float, N>(query + d * kLine + lane);
+#pragma GCC unroll 8
+        for (int j = 0; j < kKeys; ++j) {
+          const Vector<float, N> value = repeat_four<N>(keys + (first + j) * D * kSideHeads + side_place<D>(d));
+          score[j] = d == 0 ? value * own : multiply_add<float, N>(own, value, score[j]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < kKeys; ++j) {
+        store<float, N>(weights + (first + j) * kLine + lane, exp2_in_range<float, N>(score[j]));
+      }
+    }
+    Vector<float, N> total = load<float, N>(sum + lane);
+    for (Index j = 0; j < count; ++j) total = total + load<float, N>(weights + j * kLine + lane);
+    store<float, N>(sum + lane, total);
+  }
+}
+
+// output (kSideHeads, R, D) += weights * values of `count` keys from `first` on, some heads at a time.
+template <int D, int R>
+RH_INLINE void few_values(const float* weights, const KeysValues<float>& kv, Index first, Index count, float* output) {
+  constexpr int N = D < kLanes<float> ? D : kLanes<float>, kParts = D / N;
+  constexpr int kChains = kLanes<float> == 16 ? 16 : 8;
+  constexpr int kHeads = kChains / (R * kParts) < kSideHeads ? kChains / (R * kParts) : kSideHeads;
+  for (int head = 0; head < kSideHeads; head += kHeads) {
+    float* const own = output + head * R * D;
+    Vector<float, N> line[kHeads * R * kParts];
+#pragma GCC unroll 16
+    for (int i = 0; i < kHeads * R * kParts; ++i) line[i] = load<float, N>(own + i * N);
+    for (Index j = 0; j < count; ++j) {
+      const float* const value = kv.values + kv.index[first + j] * kv.stride + head * D;
+      const float* const weight = weights + j * R * kSideHeads + head;
+#pragma GCC unroll 16
+      for (int i = 0; i < kHeads * R * kParts; ++i) {
+        const int h = i / kParts / R, r = i / kParts % R, part = i % kParts;
+        line[i] = multiply_add<float, N>(load<float, N>(value + h * D + part * N), weight[r * kSideHeads + h], line[i]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kHeads * R * kParts; ++i) store<float, N>(own + i * N, line[i]);
+  }
+}
+
+// `lanes` queries, at most R, of kSideHeads heads, whose scores are within the limit; q, out and norms as of
+// `attend_heads`.
+template <int D, int R>
+__attribute__((noinline)) void few_queries(const float* q, Index q_stride, Index lanes, const KeysValues<float>& kv,
+                                           float* out, Index out_stride, float* norms, Index norms_stride) {
+  constexpr int kLine = R * kSideHeads;
+  alignas(64) float query[D * kLine], output[kSideHeads * R * D] = {};
+  for (int r = 0; r < R; ++r) {
+    const float* const own = q + smaller(r, lanes - 1);  // beyond the last query it once more
+    for (int d = 0; d < D; ++d) {
+      for (int h = 0; h < kSideHeads; ++h) query[d * kLine + r * kSideHeads + h] = own[(h * D + d) * q_stride];
+    }
+  }
+  alignas(64) float keys[kFewKeys * D * kSideHeads], weights[kFewKeys * kLine], sum[kLine] = {};
+  for (Index first = 0; first < kv.count; first += kFewKeys) {
+    const Index count = smaller(kFewKeys, kv.count - first);
+    for (Index j = 0; j < round_up(count, 8); ++j) {
+      heads_side_by_side<D>(kv.keys + kv.index[first + smaller(j, count - 1)] * kv.stride, keys + j * D * kSideHeads);
+    }
+    few_weights<D, R>(query, keys, count, weights, sum);
+    few_values<D, R>(weights, kv, first, count, output);
+  }
+  for (int h = 0; h < kSideHeads; ++h) {
+    for (Index r = 0; r < lanes; ++r) {
+      const float own = kv.count > 0 ? 1 / sum[r * kSideHeads + h] : 0;
+      for (int d = 0; d < D; ++d) out[(h * D + d) * out_stride + r] = output[(h * R + r) * D + d] * own;
       if (norms == nullptr) continue;
-      norms[2 * h * norms_stride + r] = scale;
+      norms[2 * h * norms_stride + r] = own;
       norms[(2 * h + 1) * norms_stride + r] = 0;
     }
   }
 }
 
-template <int D, int Heads>
-void few_queries(const float* q, Index q_stride, Index lanes, const KeysValues<float>& kv, float* out,
-                 Index out_stride, float* norms, Index norms_stride) {
-  switch (lanes) {
-    case 1:
-      return few_queries<D, 1, Heads>(q, q_stride, kv, out, out_stride, norms, norms_stride);
-    case 2:
-      return few_queries<D, 2, Heads>(q, q_stride, kv, out, out_stride, norms, norms_stride);
-    case 3:
-      return few_queries<D, 3, Heads>(q, q_stride, kv, out, out_stride, norms, norms_stride);
-    default:
-      return few_queries<D, 4, Heads>(q, q_stride, kv, out, out_stride, norms, norms_stride);
-  }
-}
-
-// Attention of `count` heads of D channels, few queries each; as `attend_heads`.
+// Attention of few queries of `count` heads of D channels; as `attend_heads`.
 template <int D, class T>
 Index few_queries_of_heads(const T* q, Index q_stride, Index lanes, KeysValues<T> kv, Index count, T* out,
                            Index out_stride, T* norms, Index norms_stride) {
+  constexpr int N = kLanes<T>;
   Index hits = 0;
   while (count > 0) {
-    const auto fits = [&](Index h) {
-      return count > h && within_limit<D, kLanes<T> / 2>(q + h * D * q_stride, q_stride, lanes, kv.largest + h * D);
-    };
-    Index done = 1;
-    if (!fits(0)) {
-      hits += head<D>(q, q_stride, lanes, kv, Index{D}, out, out_stride, norms, norms_stride);
-    } else if (fits(1)) {
-      few_queries<D, 2>(q, q_stride, lanes, kv, out, out_stride, norms, norms_stride);
-      done = 2;
-    } else {
-      few_queries<D, 1>(q, q_stride, lanes, kv, out, out_stride, norms, norms_stride);
+    bool together = count >= kSideHeads;
+    for (Index h = 0; together && h < kSideHeads; ++h) {
+      together = within_limit<D, N / 2>(q + h * D * q_stride, q_stride, lanes, kv.largest + h * D);
     }
-    q += done * D * q_stride;
-    out += done * D * out_stride;
-    kv.keys += done * D;
-    kv.values += done * D;
-    kv.largest += done * D;
-    if (norms != nullptr) norms += 2 * done * norms_stride;
-    count -= done;
+    const Index heads = smaller(count, kSideHeads);
+    if (together) {
+      const auto run = lanes <= 2 ? few_queries<D, 2> : few_queries<D, 4>;
+      run(q, q_stride, lanes, kv, out, out_stride, norms, norms_stride);
+    }
+    for (Index h = 0; h < heads; ++h) {
+      if (!together) hits += head<D>(q, q_stride, lanes, kv, Index{D}, out, out_stride, norms, norms_stride);
+      q += D * q_stride;
+      out += D * out_stride;
+      kv.keys += D;
+      kv.values += D;
+      kv.largest += D;
+      if (norms != nullptr) norms += 2 * norms_stride;
+    }
+    count -= heads;
   }
   return hits;
 }
@@ -131,7 +185,7 @@ Index attend_heads(const T* q, Index q_stride, Index lanes, const KeysValues<T>&
   Index few = 0;
   if constexpr (kHasFewQueries<T>) {
     const Index left = lanes % kLanes<T>;
-    if (left <= most_few_queries(size)) few = left;
+    if (left <= most_few_queries<T>(size, count)) few = left;
   }
   const Index many = lanes - few;
   Index hits = 0;

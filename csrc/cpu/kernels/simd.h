@@ -142,19 +142,29 @@ RH_INLINE Vector<T, N> multiply_add(Vector<T, N> a, T b, Vector<T, N> c) {
   return multiply_add<T, N>(a, broadcast<T, N>(b), c);
 }
 
-// Interleaves 32-bit (Width 1) or 64-bit (Width 2) parts of a and b inside each group of four lanes, low or high half:
-// with Width 4, the low or high four lanes of both. Each is one instruction.
-template <int Width, bool High, int N>
-RH_INLINE Vector<float, N> interleave(Vector<float, N> a, Vector<float, N> b) {
-  constexpr int h = High ? 1 : 0;
 #if defined(__clang__)
 #define RH_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define RH_SHUFFLE(...) __builtin_shuffle(a, b, Vector<std::int32_t, N>{__VA_ARGS__})
 #endif
+
+// Interleaves 32-bit (Width 1) or 64-bit (Width 2) parts of a and b inside each group of four lanes, low or high half:
+// with Width 4, the low or high four lanes of both (of eight). Each is one instruction.
+template <int Width, bool High, int N>
+RH_INLINE Vector<float, N> interleave(Vector<float, N> a, Vector<float, N> b) {
+  constexpr int h = High ? 1 : 0;
   if constexpr (N == 4) {
     if constexpr (Width == 1) return RH_SHUFFLE(2 * h, 4 + 2 * h, 1 + 2 * h, 5 + 2 * h);
     else return RH_SHUFFLE(2 * h, 1 + 2 * h, 4 + 2 * h, 5 + 2 * h);
+  } else if constexpr (N == 16) {
+    constexpr int k = 2 * h;
+    if constexpr (Width == 1) {
+      return RH_SHUFFLE(k, 16 + k, 1 + k, 17 + k, 4 + k, 20 + k, 5 + k, 21 + k, 8 + k, 24 + k, 9 + k, 25 + k, 12 + k,
+                        28 + k, 13 + k, 29 + k);
+    } else {
+      return RH_SHUFFLE(k, 1 + k, 16 + k, 17 + k, 4 + k, 5 + k, 20 + k, 21 + k, 8 + k, 9 + k, 24 + k, 25 + k, 12 + k,
+                        13 + k, 28 + k, 29 + k);
+    }
   } else {
     if constexpr (Width == 1) {
       return RH_SHUFFLE(2 * h, 8 + 2 * h, 1 + 2 * h, 9 + 2 * h, 4 + 2 * h, 12 + 2 * h, 5 + 2 * h, 13 + 2 * h);
@@ -164,8 +174,28 @@ RH_INLINE Vector<float, N> interleave(Vector<float, N> a, Vector<float, N> b) {
       return RH_SHUFFLE(4 * h, 1 + 4 * h, 2 + 4 * h, 3 + 4 * h, 8 + 4 * h, 9 + 4 * h, 10 + 4 * h, 11 + 4 * h);
     }
   }
-#undef RH_SHUFFLE
 }
+
+// Of four neighbouring groups of eight numbers the first, or the last, four of each: (4, 4) transposed.
+template <bool Last, int N>
+RH_INLINE Vector<float, N> side_halves(Vector<float, N> a, Vector<float, N> b) {
+  static_assert(N == 16);
+  constexpr int k = Last ? 4 : 0;
+  return RH_SHUFFLE(k, 8 + k, 16 + k, 24 + k, 1 + k, 9 + k, 17 + k, 25 + k, 2 + k, 10 + k, 18 + k, 26 + k, 3 + k,
+                    11 + k, 19 + k, 27 + k);
+}
+#undef RH_SHUFFLE
+
+#if defined(__AVX__)
+// Four numbers, again and again.
+template <int N>
+RH_INLINE Vector<float, N> repeat_four(const float* from) {
+  if constexpr (N == 8) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return _mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(from));
+#endif
+}
+#endif
 
 // In-register transposition of a square of N vectors of N = 4 or 8 lanes.
 template <int N>
