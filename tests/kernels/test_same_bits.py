@@ -71,6 +71,17 @@ def test_for_any_number_of_queries(keys, size, isa):
             assert driver.same_bits(part, whole[:, 5 : 5 + count]), f"{count} queries, head {head} times {scale}"
 
 
+@pytest.mark.parametrize("width", [8, 16, 20, 32, 64, 128])
+def test_for_any_number_of_rows(width, isa):
+    """LayerNorm takes as many rows at a time as a vector has lanes where the width is one of a few, else four, and what
+    is left: seven rows alone, and among those of five other samples."""
+    sizes = {"samples": 6, "tokens": 7, "keys": 9, "layers": 2, "steps": 2}
+    arguments = cases.reverse_loop_case(width, network=(width, 4), **sizes)
+    whole = result_of("reverse_loop", arguments)
+    for sample in range(6):
+        assert driver.same_bits(result_of("reverse_loop", cases.take(arguments, [sample])), whole[[sample]])
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_beside_samples_with_extreme_scores(operation, isa):
     """Scores beyond the cheap range of softmax, or undefined ones, send a sample another way: its neighbours stay."""

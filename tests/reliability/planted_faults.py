@@ -70,6 +70,7 @@ FAULTS = [
     _values("kernels/few_queries.h", "weight[r * kSideHeads + h], line[i]", "weight[r * kSideHeads], line[i]"),
     _values("kernels/key_blocks.h", "sum[i % V] = sum[i % V] + weight;", "sum[i % V] = sum[0] + weight;"),
     _values(
+        "kernels/rows.h", "(load<T, N>(row + i * N) - mean[r]) * inverse[r]", "load<T, N>(row + i * N) * inverse[r]"
     ),
     _values("kernels/attention.h", "within && bound[i] <= T(kScoreLimit)", "within"),
     _values("kernels/rows.h", "share + T(kLayerNormEpsilon)", "share + T(1e-3)"),

@@ -66,8 +66,8 @@ void layer_norm_backward(const T* h, const T* statistics, const T* gradient, Ind
       store<T, N>(shift_gradient + c, to_shift);
       store<T, N>(scale_gradient + c, to_scale);
     }
-    four_sums<N>(total, mean_total);
-    four_sums<N>(product, mean_product);
+    row_sums<N>(total, mean_total);
+    row_sums<N>(product, mean_product);
     for (Index c = 0; c < width; c += N) {
       const Vector<T, N> factor = load<T, N>(scale + c) + T(1);
 #pragma GCC unroll 4

@@ -224,13 +224,14 @@ RH_INLINE void transpose_square(Vector<float, N> (&row)[N]) {
   }
 }
 
-// The sums over the lanes of four vectors, each added in the same order.
+// sum (i) = the sum over the lanes of v[i], each added in the same order: upper to lower half until four are left, then
+// neighbours.
 template <int N>
-RH_INLINE void four_sums(const Vector<float, N> (&v)[4], float (&sum)[4]) {
+RH_INLINE void row_sums(const Vector<float, N> (&v)[4], float (&sum)[4]) {
   if constexpr (N > 4) {
     const Vector<float, N / 2> half[4] = {add_halves<float, N>(v[0]), add_halves<float, N>(v[1]),
                                           add_halves<float, N>(v[2]), add_halves<float, N>(v[3])};
-    four_sums<N / 2>(half, sum);
+    row_sums<N / 2>(half, sum);
   } else {
     Vector<float, 4> row[4] = {v[0], v[1], v[2], v[3]};
     transpose_square<4>(row);
@@ -238,10 +239,50 @@ RH_INLINE void four_sums(const Vector<float, N> (&v)[4], float (&sum)[4]) {
   }
 }
 template <int N>
-RH_INLINE void four_sums(const Vector<double, N> (&v)[4], double (&sum)[4]) {
+RH_INLINE void row_sums(const Vector<double, N> (&v)[4], double (&sum)[4]) {
   static_assert(N == 2);
   for (int i = 0; i < 4; ++i) sum[i] = v[i][0] + v[i][1];
 }
+
+#if defined(__AVX__)
+// Of two vectors whose groups of four lanes belong to rows of their own the sums of neighbouring lanes: those of a's row,
+// and then of b's, in each group.
+template <int N>
+RH_INLINE Vector<float, N> neighbour_sums(Vector<float, N> a, Vector<float, N> b) {
+  constexpr int kEven = 0x88, kOdd = 0xDD;
+  if constexpr (N == 8) return _mm256_shuffle_ps(a, b, kEven) + _mm256_shuffle_ps(a, b, kOdd);
+#if defined(__AVX512F__)
+  constexpr __mmask16 kAll = 0xFFFF;
+  if constexpr (N == 16) return _mm512_maskz_shuffle_ps(kAll, a, b, kEven) + _mm512_maskz_shuffle_ps(kAll, a, b, kOdd);
+#endif
+}
+
+// As many rows as lanes.
+template <int N>
+  requires(N > 4)
+RH_INLINE void row_sums(const Vector<float, N> (&v)[N], float (&sum)[N]) {
+  Vector<float, N> quad[4];  // groups of four lanes: of rows i, 4 + i, ...
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (N == 8) {
+      quad[i] = _mm256_permute2f128_ps(v[i], v[4 + i], 0x20) + _mm256_permute2f128_ps(v[i], v[4 + i], 0x31);
+#if defined(__AVX512F__)
+    } else {
+      constexpr __mmask16 kAll = 0xFFFF;
+      Vector<float, N> pair[2];
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        const Vector<float, N> a = v[8 * k + i], b = v[8 * k + 4 + i];
+        pair[k] = _mm512_maskz_shuffle_f32x4(kAll, a, b, 0x44) + _mm512_maskz_shuffle_f32x4(kAll, a, b, 0xEE);
+      }
+      quad[i] = _mm512_maskz_shuffle_f32x4(kAll, pair[0], pair[1], 0x88) +
+                _mm512_maskz_shuffle_f32x4(kAll, pair[0], pair[1], 0xDD);
+#endif
+    }
+  }
+  store<float, N>(sum, neighbour_sums<N>(neighbour_sums<N>(quad[0], quad[1]), neighbour_sums<N>(quad[2], quad[3])));
+}
+#endif
 
 RH_INLINE void transpose_square(Vector<double, 2> (&row)[2]) {
   const Vector<double, 2> first = row[0], second = row[1];
