@@ -31,8 +31,9 @@ class DenoiserBlock(nn.Module):
 
     def weights(self) -> BlockWeights:
         """The parameters in the order of use."""
-        layers = [self.qkv, self.self_out, self.q, self.cross_out, self.fc1, self.fc2]
-        return BlockWeights._make([tensor for layer in layers for tensor in (layer.weight, layer.bias)])
+        members = self._modules
+        layers = [members[name] for name in ("qkv", "self_out", "q", "cross_out", "fc1", "fc2")]
+        return BlockWeights._make([tensor for layer in layers for tensor in _parameters(layer)])
 
 
 class Denoiser(nn.Module):
@@ -63,7 +64,7 @@ class Denoiser(nn.Module):
     def weights(self) -> DenoiserWeights:
         """What a step reads."""
         blocks = tuple([block.weights() for block in self.blocks])
-        return DenoiserWeights(self.embed.weight, self.embed.bias, blocks, self.out.weight, self.out.bias)
+        return DenoiserWeights(*_parameters(self.embed), blocks, *_parameters(self.out))
 
     def conditioning(self, timesteps: Tensor, encoded: Tensor) -> Conditioning:
         """Shift, scale and gate at `timesteps` (K,), values 1..N, and K and V of `encoded` (B, S, W); once for a chain.
@@ -83,15 +84,13 @@ class Denoiser(nn.Module):
 
     def condition_layers(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights (2 W, W) and biases (2 W,) of each block that make K and V of the condition."""
-        kv = [block.kv for block in self.blocks]
-        return [layer.weight for layer in kv], [layer.bias for layer in kv]
+        return _transposed([block._modules["kv"] for block in self.blocks])
 
     def _conditioning(
         self, timesteps: Tensor, encoded: Tensor, condition: tuple[list[Tensor], list[Tensor]]
     ) -> Conditioning:
-        layers = [self.time[0], self.time[2], *[block.modulation for block in self.blocks], self.final_modulation]
-        weights, biases = condition
-        parameters = [[layer.weight for layer in layers] + weights, [layer.bias for layer in layers] + biases]
+        tables = [*[block._modules["modulation"] for block in self.blocks], self.final_modulation]
+        parameters = [a + b for a, b in zip(_transposed([self.time[0], self.time[2], *tables]), condition, strict=True)]
         wider = torch.promote_types(encoded.dtype, parameters[0][0].dtype)
         dtype = torch.promote_types(wider, torch.float32)
         if parameters[0][0].dtype != dtype:
@@ -127,6 +126,20 @@ class Denoiser(nn.Module):
             token_mask=token_mask,
             key_mask=key_mask,
         )
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer. A chain asks for a hundred, and `nn.Module` looks each up in four places."""
+    own = layer._parameters
+    if torch.compiler.is_compiling() or "weight" not in own or "bias" not in own:  # parametrized: no parameters
+        return layer.weight, layer.bias
+    return own["weight"], own["bias"]
+
+
+def _transposed(layers: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of linear layers, and their biases."""
+    pairs = [_parameters(layer) for layer in layers]
+    return [weight for weight, _ in pairs], [bias for _, bias in pairs]
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

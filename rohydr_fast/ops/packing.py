@@ -107,7 +107,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
-    return tensor.detach().numpy()
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
 
 
 def as_optional_array(tensor: Tensor | None) -> np.ndarray | None:
