@@ -101,7 +101,7 @@ Index carve(const DenoiserView<T>& denoiser, const Group& group, int team_size, 
   m.hidden_stride = spread_stride<T>(hidden);
   m.channel_stride = round_up(denoiser.channels, N);
   m.output_stride = 2 * m.channel_stride;
-  m.lanes = round_up(group.rows, 8) + N;
+  m.lanes = round_up(group.rows, larger(N, 8)) + N;  // so that vectors do not cross lines of the cache
   if (m.lanes % 64 == 0) m.lanes += N;  // lines that all fall into the same cache sets would evict each other
   Index used = 0;
   const auto take = [&](Index count) {

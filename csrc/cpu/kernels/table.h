@@ -12,7 +12,7 @@ namespace {
 template <class T>
 Index attention_workspace(Index rows, Index width) {
   constexpr Index N = kLanes<T>;
-  const Index lanes = round_up(rows, 8) + 2 * N;
+  const Index lanes = round_up(rows, larger(N, 8)) + 2 * N;
   return (rows + kRowSlack) * round_up(width, 8) * 2 + 2 * round_up(width, 8) * lanes + width + 4 * N;
 }
 
@@ -20,7 +20,7 @@ Index attention_workspace(Index rows, Index width) {
 template <class T>
 Index cross_attention(const AttentionCall<T>& call, const Member& member, Index first, Index rows, T* memory) {
   constexpr Index N = kLanes<T>;
-  const Index width = call.width, stride = round_up(width, 8), lanes = round_up(rows, 8) + 2 * N;
+  const Index width = call.width, stride = round_up(width, 8), lanes = round_up(rows, larger(N, 8)) + 2 * N;
   const Index size = width / call.heads;
   T* const line_rows = memory;
   T* const q_lines = line_rows + (rows + kRowSlack) * stride;
