@@ -4,32 +4,10 @@
 //   p = 2^(s - shift) norm, ds = p (dO V' - sum_d dO O), dQ = ds K, dK = ds' Q, dV = p' dO.
 #pragma once
 
-#include "attention.h"
-#include "gemm.h"
+#include "gradient_blocks.h"
 
 namespace rohydr {
 namespace {
-
-constexpr double kLn2 = 0.69314718055994530942;
-
-// Lines are (D, lanes): neighbouring queries in neighbouring lanes.
-template <class T>
-struct HeadGradient {
-  const T* q;        // lines, times log2(e) / sqrt(D) as in the forward
-  const T* output;   // lines O
-  const T* gradient; // lines dO
-  T* q_gradient;     // lines, of the q without that factor
-  Index lines_stride;
-  const T* norms;    // (2, lanes) from the forward
-  Index norms_stride;
-  const T* q_rows;         // (queries, rows_stride), as q
-  const T* gradient_rows;  // (queries, gradient_stride) dO
-  Index rows_stride, gradient_stride;
-  T* weights;   // (keys, plane_stride) p
-  T* slopes;    // (keys, plane_stride) ds
-  Index plane_stride;
-  T q_scale;  // 1 / sqrt(D)
-};
 
 template <int D, int N, bool Shifted, class T>
 RH_INLINE void query_gradients(const HeadGradient<T>& h, Index lane, const KeysValues<T>& kv, Index depth) {
@@ -75,8 +53,12 @@ RH_INLINE void query_gradients(const HeadGradient<T>& h, Index lane, const KeysV
     for (int j = 0; j < Count; ++j) {
       weight[j] = weight[j] * norm;
       slope[j] = slope[j] * weight[j];
-      store<T, N>(h.weights + (first + j) * h.plane_stride + lane, weight[j]);
-      store<T, N>(h.slopes + (first + j) * h.plane_stride + lane, slope[j]);
+      if constexpr (kHasPairs<T, D>) {
+        store_pairs<N>(h.weights + 2 * ((first + j) * h.plane_stride + lane), weight[j], slope[j]);
+      } else {
+        store<T, N>(h.weights + (first + j) * h.plane_stride + lane, weight[j]);
+        store<T, N>(h.slopes + (first + j) * h.plane_stride + lane, slope[j]);
+      }
     }
   };
   // dQ += ds K.
@@ -143,70 +125,22 @@ RH_INLINE void query_gradients_of(const HeadGradient<T>& h, Index lane, Index la
   }
 }
 
-// target[index[row]] (columns) += factor * value. Keys and values of a condition may lie in a far cache.
-template <class T>
-struct AddToKeys {
-  const std::int32_t* index;
-  T* target;
-  Index stride, count;  // columns
-  T factor;
-  RH_INLINE void prefetch(Index row, Index) const { __builtin_prefetch(target + index[row] * stride, 1); }
-  template <class Value>
-  RH_INLINE void operator()(Index row, Index, Value value) const {
-    constexpr int N = static_cast<int>(sizeof(Value) / sizeof(T));
-    T* const place = target + index[row] * stride;
-    if (count >= N) {
-      store<T, N>(place, multiply_add<T, N>(value, factor, load<T, N>(place)));
-    } else {
-      for (Index i = 0; i < count; ++i) place[i] = value[i] * factor + place[i];
-    }
-  }
-};
-
-// target += factor * sum_q plane[row][q] right[q]: dV and dK.
-template <int N, class T>
-RH_INLINE void add_sums_over_queries(const T* plane, Index plane_stride, Index queries, const T* right,
-                                     Index right_stride, const KeysValues<T>& kv, Index column, Index count,
-                                     T factor, T* target, Index target_stride) {
-  const T* const none = nullptr;
-  panel_product<1, N>(RowMajor<T>{plane, plane_stride}, kv.count, right + column, right_stride, none, queries, Index{0},
-                      AddToKeys<T>{kv.index, target + column, target_stride, count, factor});
-}
-
-template <class T>
-void key_value_gradients(const HeadGradient<T>& h, Index queries, const KeysValues<T>& kv, Index depth, T* k_gradient,
-                         T* v_gradient, Index target_stride) {
-  constexpr int N = kLanes<T>;
-  const auto both = [&]<int Lanes>(Index column) {
-    const Index count = depth - column;
-    add_sums_over_queries<Lanes>(h.weights, h.plane_stride, queries, h.gradient_rows, h.gradient_stride, kv, column,
-                                 count, T(1), v_gradient, target_stride);
-    add_sums_over_queries<Lanes>(h.slopes, h.plane_stride, queries, h.q_rows, h.rows_stride, kv, column, count,
-                                 T(kLn2), k_gradient, target_stride);
-  };
-  Index column = 0;
-  for (; column + N <= depth; column += N) both.template operator()<N>(column);
-  if constexpr (N > 8) {
-    for (; column + 8 <= depth; column += 8) both.template operator()<8>(column);
-  }
-  if constexpr (N >= 4) {
-    for (; column < depth; column += 4) both.template operator()<4>(column);
-  } else {
-    for (; column < depth; column += N) both.template operator()<N>(column);
-  }
-}
-
 // All gradients of one head. k_gradient and v_gradient are added to, at the rows that kv.index names.
 template <int D, class T>
 void head_gradients(const HeadGradient<T>& h, Index lanes, const KeysValues<T>& kv, Index depth, T* k_gradient,
                     T* v_gradient, Index target_stride) {
   constexpr int N = kLanes<T>;
   Index lane = 0;
+  if constexpr (kHasGradientBlocks<T, D>) lane = gradients_by_blocks<D>(h, lanes, kv);
   for (; lanes - lane > (N > 4 ? N / 2 : 0); lane += N) query_gradients_of<D, N>(h, lane, lanes, kv, depth);
   if constexpr (N > 4) {
     if (lane < lanes) query_gradients_of<D, N / 2>(h, lane, lanes, kv, depth);
   }
-  key_value_gradients(h, lanes, kv, depth, k_gradient, v_gradient, target_stride);
+  if constexpr (kHasPairs<T, D>) {
+    pair_gradients<D>(h, lanes, kv, k_gradient, v_gradient, target_stride);
+  } else {
+    key_value_gradients(h, lanes, kv, depth, k_gradient, v_gradient, target_stride);
+  }
 }
 
 template <class T>

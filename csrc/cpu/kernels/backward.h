@@ -4,8 +4,8 @@
 //   dW' = X' dY, dX = dY W, and for a gated sum h + g y with y = X W' + b: dy = g dh, dg = the sum of dh y over rows.
 #pragma once
 
-#include "attention_backward.h"
 #include "denoiser.h"
+#include "few_gradients.h"
 
 namespace rohydr {
 namespace {
@@ -147,8 +147,9 @@ struct BackwardMemory {
   T* dx;          // (rows, channel_stride) gradient of x_t
   T* dattended_lines;  // (width, lanes)
   T* dq_lines;         // (width, lanes)
-  T* weights;          // (keys, plane_stride) of one head
+  T* weights;          // (keys, plane_stride) of one head, and slopes next to them: see `HeadGradient`
   T* slopes;
+  T* pair_rows;
   Index plane_stride;
   T* statistics;  // (rows, 2)
 };
@@ -213,28 +214,23 @@ struct Backward {
     const Memory<T>& m = net.m;
     const Member& member = net.group.members[i];
     const Index size = net.denoiser.width / net.denoiser.heads, first = member.first_row;
-    for (Index channel = 0; channel < net.denoiser.width; channel += size) {
-      KeysValues<T> kv = whole;
-      kv.keys += channel;
-      kv.values += channel;
-      const Index line = channel * m.lanes + first;
-      const HeadGradient<T> head{q_lines + line,
-                                 attended + line,
-                                 b.dattended_lines + line,
-                                 b.dq_lines + line,
-                                 m.lanes,
-                                 norms + 2 * (channel / size) * m.lanes + first,
-                                 m.lanes,
-                                 q_rows + first * q_stride + channel,
-                                 b.dattended + first * m.stride + channel,
-                                 q_stride,
-                                 m.stride,
-                                 b.weights,
-                                 b.slopes,
-                                 b.plane_stride,
-                                 T(1) / square_root(static_cast<T>(size))};
-      head_gradients(head, member.rows, kv, size, k_gradient + channel, v_gradient + channel, target_stride);
-    }
+    const HeadGradient<T> head{q_lines + first,
+                               attended + first,
+                               b.dattended_lines + first,
+                               b.dq_lines + first,
+                               m.lanes,
+                               norms + first,
+                               m.lanes,
+                               q_rows + first * q_stride,
+                               b.dattended + first * m.stride,
+                               q_stride,
+                               m.stride,
+                               b.weights,
+                               b.slopes,
+                               b.pair_rows,
+                               b.plane_stride,
+                               T(1) / square_root(static_cast<T>(size))};
+    heads_gradients(head, member.rows, whole, size, net.denoiser.heads, k_gradient, v_gradient, target_stride);
   }
 
   void attended_gradient(const PackedMatrix<T>& out_transposed) const {

@@ -53,8 +53,9 @@ Index carve_backward(const DenoiserView<T>& denoiser, const Group& group, T* mem
   b.dx = take(rows * m.channel_stride);
   b.dattended_lines = take(width * m.lanes);
   b.dq_lines = take(width * m.lanes);
-  b.weights = take(keys * b.plane_stride);
-  b.slopes = take(keys * b.plane_stride);
+  b.weights = take(2 * keys * b.plane_stride);
+  b.slopes = b.weights + keys * b.plane_stride;
+  b.pair_rows = take(2 * longest * (denoiser.width / denoiser.heads) + N);
   b.statistics = take(2 * rows);
   return used;
 }

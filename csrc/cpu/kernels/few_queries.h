@@ -56,33 +56,62 @@ RH_INLINE void heads_side_by_side(const float* row, float* to) {
   }
 }
 
+// to (kFewKeys, D, kSideHeads) from the rows (..., kv.stride) of `count` keys from `first` on, and the last one again up to
+// a multiple of 8.
+template <int D>
+RH_INLINE void few_rows(const float* rows, const KeysValues<float>& kv, Index first, Index count, float* to) {
+  for (Index j = 0; j < round_up(count, 8); ++j) {
+    heads_side_by_side<D>(rows + kv.index[first + smaller(j, count - 1)] * kv.stride, to + j * D * kSideHeads);
+  }
+}
+
+// to (D, R, kSideHeads) from lines (kSideHeads D, lanes); beyond the last of `lanes` queries it once more.
+template <int D, int R>
+RH_INLINE void few_lines(const float* lines, Index stride, Index lanes, float* to) {
+  for (int r = 0; r < R; ++r) {
+    const float* const own = lines + smaller(r, lanes - 1);
+    for (int d = 0; d < D; ++d) {
+      for (int h = 0; h < kSideHeads; ++h) to[(d * R + r) * kSideHeads + h] = own[(h * D + d) * stride];
+    }
+  }
+}
+
 // Lanes (query, head) of the scores of R queries.
 template <int R>
 constexpr int kFewLanes = R * kSideHeads < kLanes<float> ? R * kSideHeads : kLanes<float>;
 
-// weights (kFewKeys, R, kSideHeads) of the first `count` keys laid out in `keys`, and on to a multiple of 8; sum (R,
-// kSideHeads) += those of the first `count`.
-template <int D, int R>
-RH_INLINE void few_weights(const float* query, const float* keys, Index count, float* weights, float* sum) {
+// to (kFewKeys, R, kSideHeads): of the first `count` rows laid out in `keys`, and on to a multiple of 8, the products with
+// R queries (D, R, kSideHeads), or two to their power.
+template <int D, int R, bool kPower>
+RH_INLINE void few_products(const float* query, const float* keys, Index count, float* to) {
   constexpr int kLine = R * kSideHeads, N = kFewLanes<R>, kKeys = 8;
 #pragma GCC unroll 2
   for (int lane = 0; lane < kLine; lane += N) {
     for (Index first = 0; first < count; first += kKeys) {
-      Vector<float, N> score[kKeys];
+      Vector<float, N> sum[kKeys];
 #pragma GCC unroll 16
       for (int d = 0; d < D; ++d) {
         const Vector<float, N> own = load<float, N>(query + d * kLine + lane);
 #pragma GCC unroll 8
         for (int j = 0; j < kKeys; ++j) {
           const Vector<float, N> value = repeat_four<N>(keys + (first + j) * D * kSideHeads + side_place<D>(d));
-          score[j] = d == 0 ? value * own : multiply_add<float, N>(own, value, score[j]);
+          sum[j] = d == 0 ? value * own : multiply_add<float, N>(own, value, sum[j]);
         }
       }
 #pragma GCC unroll 8
       for (int j = 0; j < kKeys; ++j) {
-        store<float, N>(weights + (first + j) * kLine + lane, exp2_in_range<float, N>(score[j]));
+        store<float, N>(to + (first + j) * kLine + lane, kPower ? exp2_in_range<float, N>(sum[j]) : sum[j]);
       }
     }
+  }
+}
+
+// sum (R, kSideHeads) += the weights of `count` keys.
+template <int R>
+RH_INLINE void few_sums(const float* weights, Index count, float* sum) {
+  constexpr int kLine = R * kSideHeads, N = kFewLanes<R>;
+#pragma GCC unroll 2
+  for (int lane = 0; lane < kLine; lane += N) {
     Vector<float, N> total = load<float, N>(sum + lane);
     for (Index j = 0; j < count; ++j) total = total + load<float, N>(weights + j * kLine + lane);
     store<float, N>(sum + lane, total);
@@ -121,19 +150,13 @@ __attribute__((noinline)) void few_queries(const float* q, Index q_stride, Index
                                            float* out, Index out_stride, float* norms, Index norms_stride) {
   constexpr int kLine = R * kSideHeads;
   alignas(64) float query[D * kLine], output[kSideHeads * R * D] = {};
-  for (int r = 0; r < R; ++r) {
-    const float* const own = q + smaller(r, lanes - 1);  // beyond the last query it once more
-    for (int d = 0; d < D; ++d) {
-      for (int h = 0; h < kSideHeads; ++h) query[d * kLine + r * kSideHeads + h] = own[(h * D + d) * q_stride];
-    }
-  }
+  few_lines<D, R>(q, q_stride, lanes, query);
   alignas(64) float keys[kFewKeys * D * kSideHeads], weights[kFewKeys * kLine], sum[kLine] = {};
   for (Index first = 0; first < kv.count; first += kFewKeys) {
     const Index count = smaller(kFewKeys, kv.count - first);
-    for (Index j = 0; j < round_up(count, 8); ++j) {
-      heads_side_by_side<D>(kv.keys + kv.index[first + smaller(j, count - 1)] * kv.stride, keys + j * D * kSideHeads);
-    }
-    few_weights<D, R>(query, keys, count, weights, sum);
+    few_rows<D>(kv.keys, kv, first, count, keys);
+    few_products<D, R, true>(query, keys, count, weights);
+    few_sums<R>(weights, count, sum);
     few_values<D, R>(weights, kv, first, count, output);
   }
   for (int h = 0; h < kSideHeads; ++h) {

@@ -53,7 +53,7 @@ RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, I
     for (int v = 0; v < Vectors; ++v) w[v] = load<T, N>(panel + k * panel_stride + v * N);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const T left = a.at(r, k);
+      const auto left = a.at(r, k);  // a number, or a vector of two in turn
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add<T, N>(w[v], left, sum[r][v]);
     }

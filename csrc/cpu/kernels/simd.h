@@ -184,9 +184,49 @@ RH_INLINE Vector<float, N> side_halves(Vector<float, N> a, Vector<float, N> b) {
   return RH_SHUFFLE(k, 8 + k, 16 + k, 24 + k, 1 + k, 9 + k, 17 + k, 25 + k, 2 + k, 10 + k, 18 + k, 26 + k, 3 + k,
                     11 + k, 19 + k, 27 + k);
 }
-#undef RH_SHUFFLE
-
 #if defined(__AVX__)
+// Two numbers, again and again.
+template <int N>
+RH_INLINE Vector<float, N> repeat_pair(const float* from) {
+  double both;
+  __builtin_memcpy(&both, from, sizeof(both));
+  if constexpr (N == 8) return _mm256_castpd_ps(_mm256_set1_pd(both));
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return _mm512_castpd_ps(_mm512_set1_pd(both));
+#endif
+}
+
+// to (N, 2): a and b in turn.
+template <int N>
+RH_INLINE void store_pairs(float* to, Vector<float, N> a, Vector<float, N> b) {
+  if constexpr (N == 8) {
+    const Vector<float, N> low = interleave<1, false, N>(a, b), high = interleave<1, true, N>(a, b);
+    store<float, N>(to, interleave<4, false, N>(low, high));
+    store<float, N>(to + N, interleave<4, true, N>(low, high));
+  } else if constexpr (N == 4) {
+    store<float, N>(to, interleave<1, false, N>(a, b));
+    store<float, N>(to + N, interleave<1, true, N>(a, b));
+  } else {
+    store<float, N>(to, RH_SHUFFLE(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    store<float, N>(to + N, RH_SHUFFLE(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  }
+}
+
+// The opposite: the even lanes, and the odd ones.
+RH_INLINE void split_pairs(Vector<float, 8> value, Vector<float, 4>& even, Vector<float, 4>& odd) {
+  const __m256 order = _mm256_permutevar8x32_ps(value, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  even = _mm256_castps256_ps128(order);
+  odd = _mm256_extractf128_ps(order, 1);
+}
+#if defined(__AVX512F__)
+RH_INLINE void split_pairs(Vector<float, 16> value, Vector<float, 8>& even, Vector<float, 8>& odd) {
+  const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const __m512 order = _mm512_maskz_permutexvar_ps(0xFFFF, places, value);
+  even = _mm512_maskz_extractf32x8_ps(0xFF, order, 0);
+  odd = _mm512_maskz_extractf32x8_ps(0xFF, order, 1);
+}
+#endif
+
 // Four numbers, again and again.
 template <int N>
 RH_INLINE Vector<float, N> repeat_four(const float* from) {
@@ -196,6 +236,8 @@ RH_INLINE Vector<float, N> repeat_four(const float* from) {
 #endif
 }
 #endif
+
+#undef RH_SHUFFLE
 
 // In-register transposition of a square of N vectors of N = 4 or 8 lanes.
 template <int N>
