@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
 from rohydr_fast.models.condition import ConditionEncoder
 from rohydr_fast.models.denoiser import Denoiser
@@ -102,6 +103,20 @@ class TestDenoiser:
         for i, t in enumerate((3, 700)):
             alone = denoiser(x[i : i + 1], torch.tensor([t]), cond[i : i + 1])[0]
             torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
+
+    def test_layers_may_be_parametrized(self):
+        """What stands for a weight then is no parameter of the layer: of the new kind, of the old one, and as before."""
+        denoiser = Denoiser(4, 8, 1, 2)
+        open_up(denoiser, 0.3)
+        x, t, cond = torch.randn(1, 3, 4), torch.tensor([10]), torch.randn(1, 5, 8)
+        before = denoiser(x, t, cond)
+        torch.nn.utils.parametrizations.weight_norm(denoiser.blocks[0].qkv)
+        prune.identity(denoiser.blocks[0].modulation, "weight")
+        torch.testing.assert_close(denoiser(x, t, cond), before)
+        with torch.no_grad():
+            denoiser.blocks[0].qkv.parametrizations.weight.original0.mul_(2)
+            denoiser.blocks[0].modulation.weight_orig.mul_(2)
+        assert not torch.allclose(denoiser(x, t, cond)[0], before[0])
 
     def test_every_parameter_has_a_gradient_once_the_gates_open(self):
         denoiser = Denoiser(4, 8, 2, 2)
