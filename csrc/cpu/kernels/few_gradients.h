@@ -46,13 +46,17 @@ template <int D, int R>
 __attribute__((noinline)) void few_gradients(const HeadGradient<float>& h, Index lanes, const KeysValues<float>& kv,
                                              float* k_gradient, float* v_gradient, Index target_stride) {
   constexpr int kLine = R * kSideHeads, N = kFewLanes<R>, kRow = D * kSideHeads;
-  alignas(64) float query[D * kLine], gradient[D * kLine], output[D * kLine], norm[kLine] = {}, dot[kLine] = {};
+  alignas(64) float query[D * kLine], gradient[D * kLine], output[D * kLine], norm[kLine] = {}, dot[kLine];
   alignas(64) float q_rows[kRow * R], gradient_rows[kRow * R], q_gradient[kRow * R] = {};
   few_lines<D, R>(h.q, h.lines_stride, lanes, query);
   few_lines<D, R>(h.gradient, h.lines_stride, lanes, gradient);
   few_lines<D, R>(h.output, h.lines_stride, lanes, output);
-  for (int d = 0; d < D; ++d) {
-    for (int i = 0; i < kLine; ++i) dot[i] += gradient[d * kLine + i] * output[d * kLine + i];
+  for (int lane = 0; lane < kLine; lane += N) {  // sum_d dO O, as in attention_backward.h
+    Vector<float, N> sum{};
+    for (int i = lane; i < D * kLine; i += kLine) {
+      sum = multiply_add<float, N>(load<float, N>(gradient + i), load<float, N>(output + i), sum);
+    }
+    store<float, N>(dot + lane, sum);
   }
   for (int head = 0; head < kSideHeads; ++head) {
     for (int r = 0; r < R; ++r) {
@@ -126,14 +130,6 @@ void heads_gradients(HeadGradient<T> h, Index lanes, KeysValues<T> kv, Index siz
     const Index left = lanes % kLanes<T>;
     if (left <= most_few_queries<T>(size, count)) few = left;
   }
-  const auto next = [&](Index heads) {
-    for (Index i = 0; i < heads; ++i) h = next_head(h, size);
-    kv.keys += heads * size;
-    kv.values += heads * size;
-    k_gradient += heads * size;
-    v_gradient += heads * size;
-    count -= heads;
-  };
   while (count > 0) {
     const Index heads = few > 0 && count >= kSideHeads ? kSideHeads : 1;
     bool together = heads > 1;
@@ -151,8 +147,13 @@ void heads_gradients(HeadGradient<T> h, Index lanes, KeysValues<T> kv, Index siz
     const Index many = together ? lanes - few : lanes;
     for (Index i = 0; i < heads; ++i) {
       head_gradients(h, many, kv, size, k_gradient, v_gradient, target_stride);
-      next(1);
+      h = next_head(h, size);
+      kv.keys += size;
+      kv.values += size;
+      k_gradient += size;
+      v_gradient += size;
     }
+    count -= heads;
   }
 }
 

@@ -14,7 +14,6 @@ namespace {
 // Sixteen lanes: other instruction sets have too few registers for scores and slopes of two vectors.
 template <class T, int D>
 constexpr bool kHasGradientBlocks = kHasPairs<T, D> && kLanes<T> == 16;
-constexpr Index kGradientBlockKeys = 64;
 
 // p and ds of Count keys from `first` on into the planes of `h`, and ds to `slopes` (Count, V, N).
 template <int D, int V, int Count>
@@ -73,9 +72,9 @@ __attribute__((noinline)) void gradient_blocks(const HeadGradient<float>& h, Ind
   }
   KeysValues<float> to_keys = kv;  // dQ = ds K: what values are in the forward
   to_keys.values = kv.keys;
-  alignas(64) float slopes[kGradientBlockKeys * V * N];
-  for (Index first = 0; first < kv.count; first += kGradientBlockKeys) {
-    const Index count = smaller(kGradientBlockKeys, kv.count - first);
+  alignas(64) float slopes[kBlockKeys * V * N];
+  for (Index first = 0; first < kv.count; first += kBlockKeys) {
+    const Index count = smaller(kBlockKeys, kv.count - first);
     Index j = 0;
     for (; j + kKeys <= count; j += kKeys) {
       block_slopes<D, V, kKeys>(h, lane, kv, first + j, dot, slopes + j * V * N);
@@ -95,12 +94,11 @@ Index gradients_by_blocks(const HeadGradient<float>& h, Index lanes, const KeysV
   constexpr int N = kLanes<float>;
   Index lane = 0;
   while (lanes - lane >= 2 * N && kv.count > 0) {
-    const Index left = (lanes - lane) / N;
-    const Index vectors = left == 4 ? 2 : smaller(left, 3);
+    const Index vectors = block_vectors((lanes - lane) / N);
     for (Index i = 0; i < vectors * N; ++i) {
       if (!(h.norms[h.norms_stride + lane + i] == 0.0f)) return lane;  // shifted: the other way knows how
     }
-    (vectors == 3 ? gradient_blocks<D, 3> : gradient_blocks<D, 2>)(h, lane, kv);
+    (vectors == kBlockVectors ? gradient_blocks<D, kBlockVectors> : gradient_blocks<D, 2>)(h, lane, kv);
     lane += vectors * N;
   }
   return lane;

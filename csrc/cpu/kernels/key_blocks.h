@@ -162,6 +162,9 @@ __attribute__((noinline)) void key_blocks(const float* q, Index q_stride, const 
   }
 }
 
+// How many of the vectors that are left go together: of four, 2 and 2 rather than 3 and 1.
+RH_INLINE Index block_vectors(Index left) { return left == 4 ? 2 : smaller(left, kBlockVectors); }
+
 template <int D>
 Index head_by_blocks(const float* q, Index q_stride, Index lanes, const KeysValues<float>& kv, float* out,
                      Index out_stride, float* norms, Index norms_stride) {
@@ -169,8 +172,7 @@ Index head_by_blocks(const float* q, Index q_stride, Index lanes, const KeysValu
   const auto from = [&](Index lane) { return norms == nullptr ? nullptr : norms + lane; };
   Index hits = 0, lane = 0;
   while (lanes - lane >= 2 * N && kv.count > 0) {
-    const Index left = (lanes - lane) / N;
-    const Index vectors = left == 4 ? 2 : smaller(left, kBlockVectors);  // 2 and 2 rather than 3 and 1
+    const Index vectors = block_vectors((lanes - lane) / N);
     if (within_limit<D, N>(q + lane, q_stride, vectors * N, kv.largest)) {
       const auto run = vectors == kBlockVectors ? key_blocks<D, kBlockVectors> : key_blocks<D, 2>;
       run(q + lane, q_stride, kv, out + lane, out_stride, from(lane), norms_stride);
