@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What each part of a block takes on one core, as a share of the multiply-adds that the core can do: where time goes.
-//   cmake --build BUILD --target kernel_parts_avx512 && BUILD/kernel_parts_avx512 [tokens] [keys] [rounds]
+//   kernel_parts_avx512 [tokens] [keys] [rounds]    (docs/cpu.md says how it is built)
 // One program for each instruction set. Parts run in turn, over the weights of all blocks, so that they come from where
 // they do in a loop. Medians over rounds and blocks; of the way back attention alone.
 #include RH_KERNELS  // kernels_<isa>.cpp: the macros of the instruction set, and every kernel

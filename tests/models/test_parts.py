@@ -105,7 +105,7 @@ class TestDenoiser:
             torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-6)
 
     def test_layers_may_be_parametrized(self):
-        """What stands for a weight then is no parameter of the layer: of the new kind, of the old one, and as before."""
+        """What stands for a weight then is no parameter of its layer: of the new kind and of the old one."""
         denoiser = Denoiser(4, 8, 1, 2)
         open_up(denoiser, 0.3)
         x, t, cond = torch.randn(1, 3, 4), torch.tensor([10]), torch.randn(1, 5, 8)
