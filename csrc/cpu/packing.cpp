@@ -64,15 +64,20 @@ class Packer {
          });
   }
 
+  // From the end of the arena on, so that they lie in the order in which the way back uses them.
   void pack_transposed(PackedArena<T>& result) {
-    reserve(result.transposed_memory, result.transposed_blocks, &Packer::transposed_room);
+    const auto size = reserve(result.transposed_memory, result.transposed_blocks, &Packer::transposed_room);
+    next_ += size;
     result.transposed = {{}, {}, result.transposed_blocks.data()};
     walk(result.transposed.in, result.transposed.out, result.transposed_blocks,
          [&](std::int64_t columns, std::int64_t depth, std::int64_t) {
            const WeightArray& w = arrays_[array_];
            array_ += 2;
-           return take(depth, columns,
-                       [&](std::int64_t column, std::int64_t k) { return widened<T>(w, k * depth + column); });
+           T* const place = next_ -= transposed_room(columns, depth);
+           const PackedMatrix<T> matrix = take(
+               depth, columns, [&](std::int64_t column, std::int64_t k) { return widened<T>(w, k * depth + column); });
+           next_ = place;
+           return matrix;
          });
   }
 
@@ -108,7 +113,8 @@ class Packer {
   }
   std::int64_t transposed_room(std::int64_t columns, std::int64_t depth) const { return lines(depth) * columns; }
 
-  void reserve(Arena& memory, std::vector<BlockView<T>>& blocks, Room room_of) {
+  // Elements of the arena, whose first is `next_` then.
+  std::int64_t reserve(Arena& memory, std::vector<BlockView<T>>& blocks, Room room_of) {
     const auto [layers, channels, width, heads, hidden] = shape_;
     const auto need = [&](std::int64_t columns, std::int64_t depth) { return (this->*room_of)(columns, depth); };
     const std::int64_t block =
@@ -116,6 +122,7 @@ class Packer {
     const std::int64_t ends = channels > 0 ? need(width, channels) + need(2 * channels, width) : 0;
     next_ = static_cast<T*>(memory.reserve(static_cast<std::size_t>(layers * block + ends) * sizeof(T)));
     blocks.resize(static_cast<std::size_t>(layers));
+    return layers * block + ends;
   }
 
   // Panels of the matrix whose element at (column, k) is `element(column, k)`.

@@ -93,6 +93,7 @@ struct StoreGeluGradient {
   T* hidden;
   T* gradient;
   Index stride;
+  RH_INLINE void prefetch(Index row, Index column) const { __builtin_prefetch(before + row * stride + column); }
   RH_INLINE void operator()(Index row, Index column, Vector<T, kLanes<T>> value) const {
     constexpr int N = kLanes<T>;
     const Index place = row * stride + column;
@@ -190,7 +191,7 @@ struct Backward {
                           const MatrixGradient<T>& to) const {
     const Memory<T>& m = net.m;
     weight_gradient(ChannelMajor<T>{m.normal, m.stride}, w_transposed.columns, dy, dy_stride, w_transposed.depth, to);
-    product(RowMajor<T>{dy, dy_stride}, rows(), w_transposed, Store<T>{b.dnormal, m.stride});
+    product<true>(RowMajor<T>{dy, dy_stride}, rows(), w_transposed, Store<T>{b.dnormal, m.stride});
   }
 
   // b.gated, the gradient of the branch, from b.dh.
@@ -235,7 +236,7 @@ struct Backward {
 
   void attended_gradient(const PackedMatrix<T>& out_transposed) const {
     const Memory<T>& m = net.m;
-    product(RowMajor<T>{b.gated, m.stride}, rows(), out_transposed, Store<T>{b.dattended, m.stride});
+    product<true>(RowMajor<T>{b.gated, m.stride}, rows(), out_transposed, Store<T>{b.dattended, m.stride});
     transpose(static_cast<const T*>(b.dattended), m.stride, rows(), net.denoiser.width, b.dattended_lines, m.lanes);
   }
 
@@ -249,7 +250,7 @@ struct Backward {
     const auto row_gradient = [&](int i) { return modulation_gradient + i * m.stride; };
 
     through_gate(tape.branch[2], row(8), row_gradient(8));
-    product(RowMajor<T>{b.gated, m.stride}, rows(), wt.fc2,
+    product<true>(RowMajor<T>{b.gated, m.stride}, rows(), wt.fc2,
             StoreGeluGradient<T>{tape.before_gelu, m.hidden, b.dhidden, m.hidden_stride});
     through_branch(ChannelMajor<T>{m.hidden, m.hidden_stride}, to.fc2);
     normalise(tape.h[2], row(6));
@@ -312,7 +313,7 @@ struct Backward {
     weight_gradient(ChannelMajor<T>{m.x_t, m.channel_stride}, net.denoiser.channels, dh, m.stride,
                     net.denoiser.width, gradient.in);
     if (b.dx == nullptr) return;
-    product(RowMajor<T>{dh, m.stride}, rows(), transposed.in, AddTo<T>{b.dx, m.channel_stride});
+    product<true>(RowMajor<T>{dh, m.stride}, rows(), transposed.in, AddTo<T>{b.dx, m.channel_stride});
   }
 };
 

@@ -110,8 +110,8 @@ struct Network {
     if (branch == nullptr && gate.sample_stride == 0) {  // sampling: nothing more than it needs
       return product(left, own.count(), w, AddGated<T>{before, after, m.stride, gate.rows});
     }
-    product(left, own.count(), w,
-            AddGatedAndKeep<T>{before, after, branch, m.stride, gate.rows, m.gate_offset + own.first});
+    product<true>(left, own.count(), w,
+                  AddGatedAndKeep<T>{before, after, branch, m.stride, gate.rows, m.gate_offset + own.first});
   }
 
   template <class Epilogue>

@@ -80,8 +80,8 @@ struct LossState {
     const RowMajor<T> rows{l.encoded, stride};
     for (Index layer = 0; layer < net.denoiser.layers; ++layer) {
       T* const keys = l.keys_values + 2 * layer * part;
-      product(rows, l.key_rows, net.denoiser.blocks[layer].k, Store<T>{keys, stride});
-      product(rows, l.key_rows, net.denoiser.blocks[layer].v, Store<T>{keys + part, stride});
+      product<true>(rows, l.key_rows, net.denoiser.blocks[layer].k, Store<T>{keys, stride});
+      product<true>(rows, l.key_rows, net.denoiser.blocks[layer].v, Store<T>{keys + part, stride});
     }
   }
 
@@ -182,7 +182,7 @@ void condition_backward(const LossState<T>& state, const TransposedView<T>& tran
     product_of_rows(ChannelMajor<T>{l.encoded, stride}, width, static_cast<const T*>(dy), stride, l.key_rows, width,
                     AddWeight<T>{to});
     add_column_sums(static_cast<const T*>(dy), l.key_rows, stride, width, to.bias);
-    product(RowMajor<T>{dy, stride}, l.key_rows, w_transposed, AddTo<T>{l.encoded_gradient, stride});
+    product<true>(RowMajor<T>{dy, stride}, l.key_rows, w_transposed, AddTo<T>{l.encoded_gradient, stride});
     for (Index i = 0; i < part; ++i) dy[i] = T(0);
   };
   const BlockView<T>& w = transposed.blocks[layer];

@@ -28,11 +28,26 @@ struct ChannelMajor {
   RH_INLINE ChannelMajor from(Index row) const { return {data + row, stride}; }
 };
 
-// `panel` has lines `panel_stride` apart, one for each k; `bias` may be null for 0. An epilogue that adds to far memory
-// has prefetch(row, column).
-template <int Rows, int Vectors, int N, class T, class Left, class Epilogue>
+// What a product fetches into the second cache for a later one: at each k of a tile, the line at `place`, then `step`
+// bytes on. Left to itself the processor asks for a panel of weights when its first tile needs it, all at once.
+struct Ahead {
+  std::uintptr_t place;  // no pointer: it goes past the end of the arena
+  std::uintptr_t step;   // bytes
+  RH_INLINE void fetch(Index k) const {
+    __builtin_prefetch(reinterpret_cast<const void*>(place + static_cast<std::uintptr_t>(k) * step), 0, 2);
+  }
+  RH_INLINE Ahead after(Index depth) const { return {place + static_cast<std::uintptr_t>(depth) * step, step}; }
+};
+struct NothingAhead {
+  RH_INLINE void fetch(Index) const {}
+  RH_INLINE NothingAhead after(Index) const { return {}; }
+};
+
+// `panel` has lines `panel_stride` apart, one for each k; `bias` may be null for 0. An epilogue that reads or adds to far
+// memory has prefetch(row, column).
+template <int Rows, int Vectors, int N, class T, class Left, class Epilogue, class Next>
 RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, Index depth, Index row, Index column,
-                    const Epilogue& epilogue) {
+                    const Epilogue& epilogue, Next ahead) {
   if constexpr (requires { epilogue.prefetch(row, column); }) {
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
@@ -48,6 +63,7 @@ RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, I
   }
 #pragma GCC unroll 4
   for (Index k = 0; k < depth; ++k) {
+    ahead.fetch(k);
     Vector<T, N> w[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) w[v] = load<T, N>(panel + k * panel_stride + v * N);
@@ -65,39 +81,54 @@ RH_INLINE void tile(Left a, const T* panel, Index panel_stride, const T* bias, I
   }
 }
 
-template <int Rows, int Vectors, int N, class T, class Left, class Epilogue>
+template <int Rows, int Vectors, int N, class T, class Left, class Epilogue, class Next>
 RH_INLINE void tile_of(Index rows, Left a, const T* panel, Index panel_stride, const T* bias, Index depth, Index row,
-                       Index column, const Epilogue& epilogue) {
+                       Index column, const Epilogue& epilogue, Next ahead) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      return tile_of<Rows - 1, Vectors, N>(rows, a, panel, panel_stride, bias, depth, row, column, epilogue);
+      return tile_of<Rows - 1, Vectors, N>(rows, a, panel, panel_stride, bias, depth, row, column, epilogue, ahead);
     }
   }
-  tile<Rows, Vectors, N>(a, panel, panel_stride, bias, depth, row, column, epilogue);
+  tile<Rows, Vectors, N>(a, panel, panel_stride, bias, depth, row, column, epilogue, ahead);
 }
 
-template <int Vectors, int N, class T, class Left, class Epilogue>
+constexpr Index tile_count(Index rows) { return (rows + RH_TILE_ROWS - 1) / RH_TILE_ROWS; }
+
+template <int Vectors, int N, class T, class Left, class Epilogue, class Next = NothingAhead>
 void panel_product(Left a, Index rows, const T* panel, Index panel_stride, const T* bias, Index depth, Index column,
-                   const Epilogue& epilogue) {
+                   const Epilogue& epilogue, Next ahead = {}) {
   Index row = 0;
-  for (Index tiles = (rows + RH_TILE_ROWS - 1) / RH_TILE_ROWS; tiles > 0; --tiles) {
+  for (Index tiles = tile_count(rows); tiles > 0; --tiles) {
     const Index height = (rows - row + tiles - 1) / tiles;  // even: 50 rows are 5 times 10, not 4 times 12 and 2
-    tile_of<RH_TILE_ROWS, Vectors, N>(height, a.from(row), panel, panel_stride, bias, depth, row, column, epilogue);
+    tile_of<RH_TILE_ROWS, Vectors, N>(height, a.from(row), panel, panel_stride, bias, depth, row, column, epilogue,
+                                      ahead);
     row += height;
+    ahead = ahead.after(depth);
   }
 }
 
-// epilogue(row, column, values) is called once for each vector of the (rows, columns) result.
-template <class T, class Left, class Epilogue>
+// epilogue(row, column, values) is called once for each vector of the (rows, columns) result. With `kFar`, for weights
+// that come from a far cache, each panel fetches the next, the last one what follows the matrix in its arena: the next
+// matrix in order of use.
+template <bool kFar = false, class T, class Left, class Epilogue>
 void product(Left a, Index rows, const PackedMatrix<T>& w, const Epilogue& epilogue) {
   constexpr int N = kLanes<T>;
   constexpr Index kPanel = RH_TILE_VECTORS * N;
   const Index columns = round_up(w.columns, N);
   const auto bias = [&](Index column) { return w.bias == nullptr ? nullptr : w.bias + column; };
+  constexpr std::uintptr_t kLine = static_cast<std::uintptr_t>(kPanel) * sizeof(T);
+  const std::uintptr_t step = kLine / static_cast<std::uintptr_t>(larger(tile_count(rows), 1));
   Index column = 0;
   for (; column + kPanel <= columns; column += kPanel) {
-    panel_product<RH_TILE_VECTORS, N>(a, rows, w.data + column * w.depth, kPanel, bias(column), w.depth, column,
-                                      epilogue);
+    const T* const panel = w.data + column * w.depth;
+    const auto multiply = [&](auto ahead) {
+      panel_product<RH_TILE_VECTORS, N>(a, rows, panel, kPanel, bias(column), w.depth, column, epilogue, ahead);
+    };
+    if constexpr (kFar) {
+      multiply(Ahead{reinterpret_cast<std::uintptr_t>(panel + kPanel * w.depth), step});
+    } else {
+      multiply(NothingAhead{});
+    }
   }
   for (; column < columns; column += N) {
     panel_product<1, N>(a, rows, w.data + column * w.depth, Index{N}, bias(column), w.depth, column, epilogue);
