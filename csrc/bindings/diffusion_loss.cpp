@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Python's way to Eq. 3.
+#include <numeric>
+#include <utility>
+
 #include "packed.h"
 
 namespace rohydr {
@@ -14,27 +17,28 @@ Loss loss_of(const py::object& name) {
   return text == "nll" ? Loss::kNll : text == "kl" ? Loss::kKl : Loss::kHybrid;
 }
 
+// One row, or None: the gradients of modulation_blocks, modulation_final, encoded and the weights, one after the other.
 template <class T>
 void read_gradients(DiffusionLossRequest<T>& r, const PackedObject& object, const py::object& gradients) {
   if (gradients.is_none()) return;
-  RH_CHECK(py::isinstance<py::tuple>(gradients) && py::len(gradients) == 4,
-           op << ": gradients must be a tuple of 4, or None, got " << Py_TYPE(gradients.ptr())->tp_name
-              << ". Allocate those of modulation_blocks, modulation_final, encoded and the weights.");
-  const py::tuple all = py::reinterpret_borrow<py::tuple>(gradients);
   const std::int64_t layers = object.shape().layers, width = object.shape().width;
-  const auto target = [&](std::size_t i, const char* name, std::initializer_list<std::int64_t> shape) {
-    return writeable_pointer<T>(writeable<T>(op, all[i], name, shape));
-  };
-  r.block_modulation_gradient = target(0, "gradients[0]", {r.modulations, layers, 9, width});
-  r.final_modulation_gradient = target(1, "gradients[1]", {r.modulations, 2, width});
-  r.encoded_gradient = target(2, "gradients[2]", {r.batch.samples, r.batch.keys, width});
-  const std::vector<T*> weights = weight_gradients<T>(op, object, all[3], "gradients[3]");
+  const std::int64_t tables = r.modulations * width, keys = r.batch.samples * r.batch.keys * width;
+  std::vector<std::int64_t> sizes;
+  for (const py::handle weight : object.arrays) sizes.push_back(py::reinterpret_borrow<py::array>(weight).size());
+  const std::int64_t size = std::accumulate(sizes.begin(), sizes.end(), tables * (layers * 9 + 2) + keys);
+  T* next = writeable_pointer<T>(writeable<T>(op, gradients, "gradients", {size}));
+  const auto take = [&](std::int64_t count) { return std::exchange(next, next + count); };
+  r.block_modulation_gradient = take(tables * layers * 9);
+  r.final_modulation_gradient = take(tables * 2);
+  r.encoded_gradient = take(keys);
   const auto whole = static_cast<std::size_t>(4 + 12 * layers);
-  r.weight_gradients.assign(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(whole));
-  for (std::size_t i = whole; i < weights.size(); i += 2) {  // K and V by themselves
+  for (std::size_t i = 0; i < whole; ++i) r.weight_gradients.push_back(take(sizes[i]));
+  for (std::size_t i = whole; i < sizes.size(); i += 2) {  // K and V by themselves
+    T* const weight = take(sizes[i]);
+    T* const bias = take(sizes[i + 1]);
     for (const std::int64_t half : {std::int64_t{0}, width}) {
-      r.weight_gradients.push_back(weights[i] + half * width);
-      r.weight_gradients.push_back(weights[i + 1] + half);
+      r.weight_gradients.push_back(weight + half * width);
+      r.weight_gradients.push_back(bias + half);
     }
   }
 }
@@ -97,8 +101,8 @@ void bind_diffusion_loss(py::module_& m) {
         py::arg("position"), py::arg("modulation_blocks"), py::arg("modulation_final"), py::arg("encoded"),
         py::arg("seed"), py::arg("sample_ids"), py::arg("modality"), py::arg("token_mask"), py::arg("key_mask"),
         py::arg("out"), py::arg("gradients"), py::arg("threads"),
-        "Eq. 3 at each sample's step, and its gradients where there is room for them: a tuple of those of "
-        "modulation_blocks, modulation_final, encoded, and of the weights, a tuple.");
+        "Eq. 3 at each sample's step, and its gradients where there is room for them: a row of those of "
+        "modulation_blocks, modulation_final, encoded and the weights, one after the other.");
 }
 
 }  // namespace rohydr

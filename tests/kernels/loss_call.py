@@ -23,8 +23,8 @@ def loss_call(dtype: torch.dtype = torch.float32) -> dict:
     arrays = {name: given[name].numpy() for name in names}
     blocks, final = [table.numpy() for table in given["modulation"]]
     arrays |= dict(modulation_blocks=blocks, modulation_final=final, sample_ids=given["noise"].sample_ids.numpy())
-    results = [np.full_like(array, np.nan) for array in (blocks, final, arrays["encoded"])]
-    gradients = (*results, tuple(np.full_like(array, np.nan) for array in weights))
+    size = sum(array.size for array in (blocks, final, arrays["encoded"], *weights))
+    gradients = np.full(size, np.nan, arrays["x_0"].dtype)
     values = dict(packed=packed, loss="nll", seed=3, modality=1, threads=1, gradients=gradients, **arrays)
     values["out"] = np.full(1, np.nan, arrays["x_0"].dtype)
     return {name: values[name] for name in NAMES}
@@ -36,5 +36,4 @@ def run(call: dict, **changes) -> None:
 
 def untouched(call: dict) -> bool:
     """Whether no result was written."""
-    *results, weights = call["gradients"]
-    return all(np.isnan(array).all() for array in (call["out"], *results, *weights))
+    return np.isnan(call["out"]).all() and np.isnan(call["gradients"]).all()

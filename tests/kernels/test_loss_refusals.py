@@ -32,14 +32,13 @@ def refused(call: dict, name: str, value, label: str = "") -> None:
 def test_the_call_itself_is_valid(dtype):
     call = loss_call(dtype)
     run(call)
-    *results, weights = call["gradients"]
-    assert all(np.isfinite(array).all() for array in (call["out"], *results, *weights))
+    assert np.isfinite(call["out"]).all() and np.isfinite(call["gradients"]).all()
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_that_do_not_fit(name):
     call = loss_call()
-    optional = name.endswith("_mask")
+    optional = name.endswith("_mask") or name == "gradients"
     for label, value in [*wrong_arrays(call[name]), *([] if optional else [("None", None)])]:
         refused(call, name, value, label)
 
@@ -83,12 +82,6 @@ def block_shapes(width: int) -> list[tuple[int, ...]]:
 
 def test_gradients_that_do_not_fit():
     call = loss_call()
-    *results, weights = call["gradients"]
-    for wrong in ([], (), (1, 2, 3, 4), call["gradients"][:3], (*results, weights[1:]), (*results, list(weights))):
+    row = call["gradients"]
+    for wrong in ([], (), (row,), read_only(row)):
         refused(call, "gradients", wrong)
-    for i, array in enumerate(results):
-        for value in (array[1:], array.astype(np.float16), read_only(array), None):
-            refused(call, "gradients", (*results[:i], value, *results[i + 1 :], weights))
-    for i in (0, len(weights) - 2, len(weights) - 1):
-        wrong = (*weights[:i], weights[i][1:], *weights[i + 1 :])
-        refused(call, "gradients", (*results, wrong), str(i))

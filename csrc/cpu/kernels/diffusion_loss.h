@@ -75,7 +75,9 @@ struct LossState {
   void read_condition(const Group& batch) const {
     const Index width = net.denoiser.width, stride = net.m.stride, part = l.key_rows * stride;
     for_keys(batch, [&](Index row, Index place) {
-      for (Index c = 0; c < stride; ++c) l.encoded[row * stride + c] = c < width ? call.encoded[place + c] : T(0);
+      T* const to = l.encoded + row * stride;
+      for (Index c = 0; c < width; ++c) to[c] = call.encoded[place + c];
+      for (Index c = width; c < stride; ++c) to[c] = T(0);
     });
     const RowMajor<T> rows{l.encoded, stride};
     for (Index layer = 0; layer < net.denoiser.layers; ++layer) {
@@ -144,7 +146,7 @@ struct LossState {
     const T* const output = m.output + row * m.output_stride;
     T* const gradient = b.doutput + row * m.output_stride;
     const bool nll = call.loss == Loss::kNll, hybrid = call.loss == Loss::kHybrid;
-    double sum = 0;
+    Vector<T, N> total{};  // of a lane, over this row alone
     for (Index i = 0; i < channels; i += N) {
       const Vector<T, N> prediction = load<T, N>(output + i), v = load<T, N>(output + channels + i);
       const Index place = row * m.channel_stride + i;
@@ -159,15 +161,23 @@ struct LossState {
       loss = loss * T(0.5);
       if (hybrid) loss = loss + miss * miss;
       const Vector<T, N> to_log = (nll ? T(1) - square : T(1) - ratio - square) * T(0.5);
-      const Vector<T, N> to_prediction = hybrid ? miss * T(2) : off * inverse * -c[kCp];
-      const Index count = smaller(N, channels - i);
-      for (Index lane = 0; lane < count; ++lane) {
-        sum += static_cast<double>(loss[lane]);
-        gradient[i + lane] = to_prediction[lane] * call.scale;
-        gradient[channels + i + lane] = to_log[lane] * half * call.scale;
+      const Vector<T, N> to_prediction = (hybrid ? miss * T(2) : off * inverse * -c[kCp]) * call.scale;
+      const Vector<T, N> to_v = to_log * (half * call.scale);
+      if (i + N <= channels) {
+        total = total + loss;
+        store<T, N>(gradient + i, to_prediction);
+        store<T, N>(gradient + channels + i, to_v);
+        continue;
+      }
+      for (Index lane = 0; lane < channels - i; ++lane) {
+        total[lane] += loss[lane];
+        gradient[i + lane] = to_prediction[lane];
+        gradient[channels + i + lane] = to_v[lane];
       }
     }
     for (Index i = 2 * channels; i < m.output_stride; ++i) gradient[i] = T(0);
+    double sum = 0;
+    for (int lane = 0; lane < N; ++lane) sum += static_cast<double>(total[lane]);
     return sum;
   }
 };

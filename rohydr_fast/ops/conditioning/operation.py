@@ -44,14 +44,16 @@ def formula(ctx, of_blocks: Tensor, of_final: Tensor, of_kv: Tensor) -> tuple:
     hidden = F.silu(first)
     second = F.linear(hidden, weights[1], second_bias)
     layers, width = len(of_kv), encoded.shape[-1]
-    tables = [*of_blocks.flatten(2).unbind(1), of_final.flatten(1)]  # each (R, 9 W), the last (R, 2 W)
     modulated, projected = weights[2 : 3 + layers], weights[3 + layers :]
-    of_second = sum([g @ w for g, w in zip(tables, modulated, strict=True)]) * _silu_slope(second)
+    tables = torch.cat([of_blocks.flatten(1), of_final.flatten(1)], 1)  # (R, L 9 W + 2 W), those of a layer together
+    sizes = [len(weight) for weight in modulated]
+    of_time = sum([g @ w for g, w in zip(tables.split(sizes, 1), modulated, strict=True)])
+    of_second = of_time * _silu_slope(second)
     of_first = (of_second @ weights[1]) * _silu_slope(first)
-    outputs = [of_first, of_second, *tables]
-    inputs = [features, hidden, *[F.silu(second)] * len(tables)]
-    of_weights = [g.mT @ x if w else None for g, x, w in zip(outputs, inputs, want_weights[: 3 + layers], strict=True)]
-    of_biases = [g.sum(0) if w else None for g, w in zip(outputs, want_biases[: 3 + layers], strict=True)]
+    of_weights = [of_first.mT @ features, of_second.mT @ hidden, *(tables.mT @ F.silu(second)).split(sizes)]
+    of_weights = [g if w else None for g, w in zip(of_weights, want_weights[: 3 + layers], strict=True)]
+    of_biases = [of_first.sum(0), of_second.sum(0), *tables.sum(0).split(sizes)]
+    of_biases = [g if w else None for g, w in zip(of_biases, want_biases[: 3 + layers], strict=True)]
     rows, of_both = encoded.flatten(0, 1), of_kv.flatten(0, 1).flatten(1, 2)  # (B S, W), and K and V as (2 L, B S, W)
     of_pairs = torch.bmm(of_both.mT, rows.expand(2 * layers, *rows.shape)).view(layers, 2 * width, width)
     of_weights += [g if w else None for g, w in zip(of_pairs.unbind(), want_weights[3 + layers :], strict=True)]

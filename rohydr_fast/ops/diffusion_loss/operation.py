@@ -20,19 +20,11 @@ SCHEMAS = {
     ),
     "diffusion_loss_backward": "(Tensor of_loss, Tensor gradients, Tensor[] inputs) -> Tensor",
 }
-"""The loss, and in one row the gradients of modulation_blocks, modulation_final, encoded and weights, see `parts`; the
-row is empty unless asked for. `inputs` of the way back are what the gradients are of."""
+"""The loss, and in one row the gradients of modulation_blocks, modulation_final, encoded and weights, one after the
+other; the row is empty unless asked for. `inputs` of the way back are what the gradients are of, where it may be
+differentiated, and nothing otherwise."""
 
 _FIRST, _WEIGHTS = 3, 6  # places of modulation_blocks and of the weights among the inputs
-
-
-def parts(row, inputs: Sequence[Tensor]) -> list:
-    """The gradient of each of `inputs`, in its shape: views of `row`, a tensor or an array."""
-    found, start = [], 0
-    for tensor in inputs:
-        found.append(row[start : start + tensor.numel()].reshape(tensor.shape))
-        start += tensor.numel()
-    return found
 
 
 def _inputs(arguments: Sequence) -> list[Tensor]:
@@ -57,10 +49,6 @@ def run(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     row = empty((_size(arguments),), x_0.dtype)
     if x_0.numel() == 0:
         return value.view(()), row.zero_()
-    targets = None
-    if wanted:
-        of_blocks, of_final, of_encoded, *of_weights = parts(row.numpy(), _inputs(arguments))
-        targets = of_blocks, of_final, of_encoded, tuple(of_weights)
     _native.load().diffusion_loss(
         CACHE.get("diffusion_loss", weights, num_heads, x_0.dtype == torch.float64),
         as_array(x_0),
@@ -72,7 +60,7 @@ def run(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
         modality,
         *[as_optional_array(mask) for mask in masks],
         value.numpy(),
-        targets,
+        row.numpy() if wanted else None,
         native_threads(),
     )
     return value.view(()), row
@@ -93,8 +81,9 @@ def formula(ctx, of_loss: Tensor | None, *_) -> tuple:
     if of_loss is None or not ctx.computed:
         return for_inputs(ctx, {})
     row, *inputs = ctx.saved_tensors
-    row = torch.ops.rohydr_fast.diffusion_loss_backward(of_loss, row, inputs)
-    found = parts(row, inputs)
+    twice = torch.is_grad_enabled()
+    row = torch.ops.rohydr_fast.diffusion_loss_backward(of_loss, row, inputs if twice else [])
+    found = torch._utils._unflatten_dense_tensors(row, inputs)  # views
     of_inputs = {_FIRST + i: gradient for i, gradient in enumerate(found[: _WEIGHTS - _FIRST])}
     return for_inputs(ctx, {**of_inputs, _WEIGHTS: found[_WEIGHTS - _FIRST :]})
 
