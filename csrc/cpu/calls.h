@@ -68,6 +68,18 @@ struct ConditioningRequest {
   T* cond_kv;                             // (L, 2, condition_rows, width)
 };
 
+// Its way back; every gradient may be null.
+template <class T>
+struct ConditioningBackwardRequest {
+  ConditioningRequest<T> forward;  // without results
+  const T* blocks;                 // what comes back, shaped like the results
+  const T* final;
+  const T* cond_kv;
+  T* features_gradient;
+  T* encoded_gradient;
+  std::vector<T*> weight_gradients, bias_gradients;
+};
+
 // The network of Eq. 2 once.
 template <class T>
 struct DenoiserRequest {
@@ -173,6 +185,8 @@ template <class T>
 void run_linears(const LinearsRequest<T>& request, Isa isa, int threads);
 template <class T>
 void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads);
+template <class T>
+void run_conditioning_backward(const ConditioningBackwardRequest<T>& request, Isa isa, int threads);
 
 // The kernels of an instruction set; float64 has portable ones only.
 template <class T>

@@ -233,6 +233,21 @@ struct LinearsCall {
   bool silu;
 };
 
+constexpr std::int64_t kLinearColumns = 64;
+
+// The way back through a layer y = x W' + b. x, W and dx have lines of whole vectors, `stride` apart, padded with 0.
+template <class T>
+struct LinearBackwardCall {
+  std::int64_t rows, inputs, outputs, stride;
+  const T* dy;  // (rows, outputs), rows dy_stride apart
+  std::int64_t dy_stride;
+  const T* x;          // (rows, stride)
+  T* weight_gradient;  // (outputs, inputs)
+  T* bias_gradient;    // (outputs)
+  const T* weight;     // (outputs, stride)
+  T* x_gradient;       // (rows, stride), added to
+};
+
 // Functions on groups return how many (query, head) pairs left the cheap path of softmax. `memory` is the team's
 // workspace, aligned to 64 bytes, of at least workspace(...) elements.
 template <class T>
@@ -263,6 +278,11 @@ struct Kernels {
   // kLinearsColumns columns of one layer, for some rows.
   void (*linears)(const LinearsCall<T>& call, std::int64_t matrix, std::int64_t column, std::int64_t first,
                   std::int64_t rows, T* memory);
+  // At most kLinearColumns outputs of a layer; some of its rows.
+  void (*linear_weight_gradient)(const LinearBackwardCall<T>& call, std::int64_t first, std::int64_t count);
+  void (*linear_bias_gradient)(const LinearBackwardCall<T>& call, std::int64_t first, std::int64_t count);
+  void (*linear_input_gradient)(const LinearBackwardCall<T>& call, std::int64_t first, std::int64_t count);
+  void (*silu_and_slope)(const T* x, std::int64_t count, T* value, T* slope);
 };
 
 template <class T>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Random calls of the way back through the reverse loop, the denoiser and its block, and of Eq. 3, which has its own.
+// Random calls of the way back through the reverse loop, the denoiser and its block, the conditioning, and of Eq. 3,
+// which has its own.
 #pragma once
 
 #include "forward_calls.h"
@@ -173,6 +174,49 @@ class DiffusionLossOf final : public WeightedCall<T> {
 
   DiffusionLossRequest<T> request_{};
   Exact<Index> ids_;
+};
+
+// Ways: all gradients at once, or every second of them and then the others.
+template <class T>
+class ConditioningBackwardOf final : public ConditioningOf<T> {
+ public:
+  explicit ConditioningBackwardOf(Random& random) : ConditioningOf<T>(random) {
+    const ConditioningRequest<T>& forward = this->request_;
+    blocks_ = this->input(forward.rows * forward.layers * 9 * forward.width, random, 1);
+    final_ = this->input(forward.rows * 2 * forward.width, random, 1);
+    cond_kv_ = this->input(forward.layers * 2 * forward.condition_rows * forward.width, random, 1);
+  }
+  int ways() const override { return 2; }
+
+  Results<T> run(Isa isa, int threads, int way) override {
+    ConditioningBackwardRequest<T> request{};
+    const ConditioningRequest<T>& forward = request.forward = this->request_;
+    request.blocks = blocks_;
+    request.final = final_;
+    request.cond_kv = cond_kv_;
+    std::vector<T*> all{this->result(forward.rows * forward.inputs), this->result(forward.condition_rows * forward.width)};
+    for (Index i = 0; i < 3 + 2 * forward.layers; ++i) {
+      const Index outputs = (i < 2 ? 1 : i < 2 + forward.layers ? 9 : 2) * forward.width;
+      all.push_back(this->result(outputs * (i == 0 ? forward.inputs : forward.width)));
+      all.push_back(this->result(outputs));
+    }
+    for (std::size_t turn = 0; turn < (way == 0 ? 1 : 2); ++turn) {
+      const auto wanted = [&](std::size_t i) { return way == 0 || i % 2 == turn ? all[i] : nullptr; };
+      request.features_gradient = wanted(0);
+      request.encoded_gradient = wanted(1);
+      request.weight_gradients.clear();
+      request.bias_gradients.clear();
+      for (std::size_t i = 2; i < all.size(); i += 2) {
+        request.weight_gradients.push_back(wanted(i));
+        request.bias_gradients.push_back(wanted(i + 1));
+      }
+      run_conditioning_backward<T>(request, isa, threads);
+    }
+    return this->taken();
+  }
+
+ private:
+  const T *blocks_, *final_, *cond_kv_;
 };
 
 }  // namespace rohydr

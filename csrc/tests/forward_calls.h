@@ -192,7 +192,7 @@ class LinearsOf final : public Call<T> {
 };
 
 template <class T>
-class ConditioningOf final : public Call<T> {
+class ConditioningOf : public Call<T> {
  public:
   explicit ConditioningOf(Random& random) {
     request_.rows = random.size(80);
@@ -219,7 +219,7 @@ class ConditioningOf final : public Call<T> {
     return this->taken();
   }
 
- private:
+ protected:
   ConditioningRequest<T> request_{};
 };
 

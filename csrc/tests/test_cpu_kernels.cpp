@@ -41,7 +41,7 @@ std::vector<Isa> asked_isas() {
   return std::getenv("ROHYDR_FAST_CPU") != nullptr ? std::vector<Isa>{selected_isa()} : usable_isas();
 }
 
-constexpr std::size_t kKinds = 10;  // of calls
+constexpr std::size_t kKinds = 11;  // of calls
 
 template <class T>
 std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
@@ -65,8 +65,10 @@ std::unique_ptr<Call<T>> random_call(std::uint64_t seed) {
       return std::make_unique<BlockBackwardOf<T>>(random);
     case 8:
       return std::make_unique<DiffusionLossOf<T>>(random);
-    default:
+    case 9:
       return std::make_unique<ConditioningOf<T>>(random);
+    default:
+      return std::make_unique<ConditioningBackwardOf<T>>(random);
   }
 }
 

@@ -160,7 +160,7 @@ _SCHEMAS = {
         "(Tensor sample_ids, SymInt seed, int modality, int step, int stream, SymInt count, str? backend=None) "
         "-> Tensor"
     ),
-    "conditioning": conditioning.SCHEMA,
+    **conditioning.SCHEMAS,
     **diffusion_loss.SCHEMAS,
     **gradients.SCHEMAS,
 }
@@ -173,6 +173,7 @@ _CPU = {
     "reverse_loops_with_states": _reverse_loops_with_states,
     "philox_normal": _philox_normal,
     "conditioning": conditioning.run,
+    "conditioning_backward": conditioning.run_backward,
     "diffusion_loss": diffusion_loss.run,
     "diffusion_loss_backward": diffusion_loss.run_backward,
     **gradients.CPU,
@@ -195,6 +196,7 @@ _FAKE = {
         (sample_ids.shape[0], count), dtype=torch.float32
     ),
     "conditioning": conditioning.allocate,
+    "conditioning_backward": conditioning.allocate_backward,
     "diffusion_loss": diffusion_loss.allocate,
     "diffusion_loss_backward": diffusion_loss.allocate_backward,
     **gradients.FAKE,
@@ -203,6 +205,7 @@ _FAKE = {
 
 _FORMULAS = {
     "conditioning": (conditioning.formula, conditioning.setup_context),
+    "conditioning_backward": (gradients.once("conditioning_backward"), None),
     "diffusion_loss": (diffusion_loss.formula, diffusion_loss.setup_context),
     "diffusion_loss_backward": (gradients.once("diffusion_loss_backward"), None),
     **gradients.FORMULAS,

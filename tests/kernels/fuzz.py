@@ -114,6 +114,8 @@ class Values:
             return [self.packed[1], SAMPLES, TOKENS, self.calls["denoiser"].values["token_mask"], STEPS]
         if name == "conditioning":
             return conditioning_arguments()
+        if name == "conditioning_backward":
+            return conditioning_backward_arguments()
         if name == "diffusion_loss":
             return self.loss
         return None
@@ -134,6 +136,17 @@ def conditioning_arguments() -> list:
     inputs = [np.ones((5, 3), np.float32), np.ones((2, 3, 2), np.float32)]
     results = [np.empty(shape, np.float32) for shape in ((5, 1, 9, 2), (5, 2, 2), (1, 2, 2, 3, 2))]
     return [*inputs, weights, tuple(np.ones(size, np.float32) for size in outputs), *results, 1]
+
+
+def conditioning_backward_arguments() -> list:
+    """All gradients of the same call."""
+    *arguments, threads = conditioning_arguments()
+    features, encoded, weights, biases, *_ = arguments
+    inputs = [features, encoded, *weights, *biases]
+    row = np.full(sum(array.size for array in inputs), np.nan, np.float32)
+    for result in arguments[4:]:
+        result[:] = 1
+    return [*arguments, (True,) * len(inputs), row, threads]
 
 
 class Hostile:

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "diffusion_loss.h"
-#include "linears.h"
+#include "linear_backward.h"
 #include "loop_backward.h"
 
 namespace rohydr {
@@ -69,7 +69,8 @@ constexpr Kernels<T> kTable{kLanes<T>,          RH_TILE_VECTORS,        workspac
                             denoiser<T>,       denoiser_block<T>,      attention_workspace<T>, cross_attention<T>,
                             fma_peak<T>,       kept_size<T>,           backward_workspace<T>,  reverse_loop_backward<T>,
                             denoiser_backward<T>, denoiser_block_backward<T>, loss_workspace<T>, diffusion_loss<T>,
-                            linears_workspace<T>, linears<T>};
+                            linears_workspace<T>, linears<T>, linear_weight_gradient<T>, linear_bias_gradient<T>,
+                            linear_input_gradient<T>, silu_and_slope<T>};
 
 }  // namespace
 }  // namespace rohydr

@@ -1,14 +1,24 @@
-"""The registered operation of the conditioning, and its way back, for `ops.library`."""
+"""The registered operations of the conditioning, and of its way back, for `ops.library`."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _native
+from ..gradients import for_inputs
 from ..memory import empty
 from ..packing import as_array, native_threads
 
-SCHEMA = "(Tensor features, Tensor encoded, Tensor[] weights, Tensor[] biases) -> (Tensor, Tensor, Tensor)"
+SCHEMAS = {
+    "conditioning": "(Tensor features, Tensor encoded, Tensor[] weights, Tensor[] biases) -> (Tensor, Tensor, Tensor)",
+    "conditioning_backward": (
+        "(Tensor of_blocks, Tensor of_final, Tensor of_kv, Tensor features, Tensor encoded, Tensor[] weights, "
+        "Tensor[] biases, bool[] wanted) -> Tensor"
+    ),
+}
+"""The way back gives, one after the other in a row, the wanted gradients of features, encoded, weights and biases."""
 
 
 def sizes(features: Tensor, encoded: Tensor, weights: list[Tensor]) -> tuple[tuple[int, ...], ...]:
@@ -31,18 +41,58 @@ def run(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[T
     return results
 
 
+def run_backward(*arguments) -> Tensor:
+    """The CPU implementation."""
+    *of_results, features, encoded, weights, biases, wanted = arguments
+    row = empty((_size([features, encoded, *weights, *biases], wanted),), features.dtype)
+    layers = tuple([as_array(weight) for weight in weights]), tuple([as_array(bias) for bias in biases])
+    results = [as_array(tensor) for tensor in of_results]
+    _native.load().conditioning_backward(
+        as_array(features), as_array(encoded), *layers, *results, tuple(wanted), row.numpy(), native_threads()
+    )
+    return row
+
+
+def allocate_backward(*arguments) -> Tensor:
+    """The fake implementation."""
+    *_, features, encoded, weights, biases, wanted = arguments
+    return features.new_empty(_size([features, encoded, *weights, *biases], wanted))
+
+
+def _size(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> int:
+    return sum([tensor.numel() for tensor, want in zip(inputs, wanted, strict=True) if want])
+
+
 def setup_context(ctx, inputs, output) -> None:
     features, encoded, weights, biases = inputs
-    ctx.save_for_backward(features, encoded, *weights, *biases[:2])
+    ctx.save_for_backward(features, encoded, *weights, *biases)
 
 
-def formula(ctx, of_blocks: Tensor, of_final: Tensor, of_kv: Tensor) -> tuple:
-    """In operations of torch, which can be differentiated again; the time embedding is computed once more."""
-    features, encoded, *weights, first_bias, second_bias = ctx.saved_tensors
-    want_features, want_encoded, want_weights, want_biases = ctx.needs_input_grad
-    first = F.linear(features, weights[0], first_bias)
+def formula(ctx, *of_results: Tensor) -> tuple:
+    """The time embedding is computed once more."""
+    features, encoded, *layers = ctx.saved_tensors
+    weights, biases = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+    if torch.is_grad_enabled() or not features.is_cpu:
+        return _differentiable(ctx.needs_input_grad, of_results, features, encoded, weights, biases)
+    inputs = [features, encoded, *layers]
+    wanted = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[2], *ctx.needs_input_grad[3]]
+    row = torch.ops.rohydr_fast.conditioning_backward(*of_results, features, encoded, weights, biases, wanted)
+    # Views of the row.
+    found = iter(
+        torch._utils._unflatten_dense_tensors(row, [t for t, want in zip(inputs, wanted, strict=True) if want])
+    )
+    gradients = [next(found) if want else None for want in wanted]
+    count = len(weights)
+    return for_inputs(ctx, {0: gradients[0], 1: gradients[1], 2: gradients[2 : 2 + count], 3: gradients[2 + count :]})
+
+
+def _differentiable(wanted: Sequence, of_results: Sequence[Tensor], features, encoded, weights, biases) -> tuple:
+    """In operations of torch, which can be differentiated again."""
+    want_features, want_encoded, want_weights, want_biases = wanted
+    of_blocks, of_final, of_kv = of_results
+    first = F.linear(features, weights[0], biases[0])
     hidden = F.silu(first)
-    second = F.linear(hidden, weights[1], second_bias)
+    second = F.linear(hidden, weights[1], biases[1])
     layers, width = len(of_kv), encoded.shape[-1]
     modulated, projected = weights[2 : 3 + layers], weights[3 + layers :]
     tables = torch.cat([of_blocks.flatten(1), of_final.flatten(1)], 1)  # (R, L 9 W + 2 W), those of a layer together
