@@ -23,7 +23,7 @@ class Pieces {
   void run(int threads) {
     const double useful = std::min(flop_ / kFlopOfThread + 1, static_cast<double>(pieces_.size()));
     threads_ = std::min(threads, static_cast<int>(std::min(useful, 1e6)));
-    if (threads_ > 1 && run_on_threads(threads_, &Pieces::share, this)) return;
+    if (threads_ > 1 && run_on_threads(threads_, &Pieces::share, this, Threads::kOfOpenMp)) return;
     threads_ = 1;  // the pool is busy, or not worth it
     share(this, 0);
   }

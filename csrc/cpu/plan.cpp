@@ -131,7 +131,7 @@ void run_tasks(std::vector<Task> tasks, int threads, int largest_team, const std
       work(&shared, 0);
       return true;
     }
-    return run_on_threads(teams * size, work, &shared);
+    return run_on_threads(teams * size, work, &shared, largest_team == 1 ? Threads::kOfOpenMp : Threads::kOwn);
   };
   if (attempt()) return;
   teams = size = 1;  // another caller has the pool: alone, with the same bits

@@ -17,6 +17,7 @@
 #include <thread>
 #include <type_traits>
 
+#include "openmp_team.h"
 #include "rohydr/check.h"
 
 namespace rohydr {
@@ -79,12 +80,17 @@ constinit Pool pool;
 static_assert(std::is_trivially_destructible_v<Pool>);
 
 // The child of a fork has none of the parent's threads and may have been copied in the middle of a run: it starts anew.
-void start_anew_in_child() { new (&pool) Pool(); }
+void start_anew_in_child() {
+  new (&pool) Pool();
+  in_child_of_openmp();
+}
 
 // Registered before the first worker starts. Twice, if two first callers race, does no harm.
 bool register_for_forks() {
   constinit static std::atomic<bool> registered{false};
-  if (!registered.load()) registered.store(pthread_atfork(nullptr, nullptr, start_anew_in_child) == 0);
+  if (!registered.load()) {
+    registered.store(pthread_atfork(before_fork_of_openmp, nullptr, start_anew_in_child) == 0);
+  }
   return registered.load();
 }
 
@@ -158,13 +164,17 @@ void Barrier::wait() {
   generation_.wake();
 }
 
-bool run_on_threads(int threads, void (*body)(void* context, int index), void* context) {
+bool run_on_threads(int threads, void (*body)(void* context, int index), void* context, Threads kind) {
   RH_CHECK(threads >= 1, "run_on_threads: threads must be 1 or more, got " << threads << ". Ask for 1 or more.");
   if (threads == 1) {
     body(context, 0);
     return true;
   }
   if (threads > kMaxThreads || !register_for_forks() || pool.busy.exchange(true)) return false;
+  if (kind == Threads::kOfOpenMp && run_on_openmp(threads, body, context)) {
+    pool.busy.store(false);
+    return true;
+  }
   const int workers = threads - 1;
   if (!grow(workers)) {
     pool.busy.store(false);

@@ -39,6 +39,11 @@ constexpr int kMaxThreads = 256;
 // thread's floating-point environment (rounding, flushing of denormals). `body` must not throw and must not fork.
 // Returns false, having run nothing, when the pool is busy with another caller's work (a body that calls this again
 // included), cannot start its threads, or `threads` is more than kMaxThreads: the caller then does the work alone.
-bool run_on_threads(int threads, void (*body)(void* context, int index), void* context);
+// kOfOpenMp: on the threads of OpenMP where the process has them, for work in which nobody waits for another. Where torch
+// has just used them they still spin, each on a core. A team that meets is for our own, which sleep in between: on a busy
+// machine a thread that spun has used up its share.
+enum class Threads { kOwn, kOfOpenMp };
+bool run_on_threads(int threads, void (*body)(void* context, int index), void* context,
+                    Threads kind = Threads::kOwn);
 
 }  // namespace rohydr
