@@ -3,8 +3,12 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cfenv>
+#include <fstream>
+#include <sstream>
+#include <string>
 
 namespace rohydr {
 namespace {
@@ -26,28 +30,40 @@ void look_up(const char* name, Function*& function) {
   function = reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
 }
 
-Runtime look_up_runtime() {
-  Runtime found{};
-  look_up("GOMP_parallel", found.parallel);
-  look_up("omp_get_thread_num", found.thread_number);
-  look_up("omp_get_num_threads", found.thread_count);
-  look_up("omp_in_parallel", found.in_parallel);
-  look_up("omp_pause_resource_all", found.pause);
-  return found;
-}
-
-// Looked up at the first run that needs threads: after torch, or in a process without it.
-const Runtime& runtime() {
-  static const Runtime found = look_up_runtime();
-  return found;
+// Whether this process is the child of a fork, and has not become another program since: Linux says so.
+bool is_forked() {
+  constexpr unsigned long kForkNoExec = 0x40;  // PF_FORKNOEXEC
+  std::ifstream file("/proc/self/stat");
+  std::string line;
+  std::getline(file, line);
+  std::istringstream fields(line.substr(std::min(line.rfind(')') + 1, line.size())));  // the program's name can be anything
+  std::string state;
+  long parent, group, session, terminal, foreground;
+  unsigned long flags = 0;
+  fields >> state >> parent >> group >> session >> terminal >> foreground >> flags;
+  return (flags & kForkNoExec) != 0;
 }
 
 constinit std::atomic<bool> used{false};
-constinit std::atomic<bool> lost{false};  // in the child of a fork that the runtime was not told of
-constinit std::atomic<bool> told{true};   // of the fork that is under way
+constinit std::atomic<bool> told{false};  // of the fork that is under way
+constinit std::atomic<bool> lost{false};  // in a child whose parent's threads the runtime may still count on
+
+// Without a lock, which a fork could copy in its locked state: one run at a time comes here.
+constinit std::atomic<bool> looked_up{false};
+constinit Runtime runtime{};
+
+// At the first run: after torch, or in a process without it. A fork before that was not noticed here.
+void look_up_runtime() {
+  look_up("GOMP_parallel", runtime.parallel);
+  look_up("omp_get_thread_num", runtime.thread_number);
+  look_up("omp_get_num_threads", runtime.thread_count);
+  look_up("omp_in_parallel", runtime.in_parallel);
+  look_up("omp_pause_resource_all", runtime.pause);
+  if (is_forked()) lost.store(true);
+  looked_up.store(true);
+}
 
 struct Run {
-  const Runtime& runtime;
   int threads;
   void (*body)(void* context, int index);
   void* context;
@@ -57,33 +73,32 @@ struct Run {
 
 void member(void* data) {
   Run& run = *static_cast<Run*>(data);
-  if (run.runtime.thread_count() != run.threads) {  // the same for all members
+  if (runtime.thread_count() != run.threads) {  // the same for all members
     run.complete.store(false);
     return;
   }
   std::fenv_t own;
   std::fegetenv(&own);
   std::fesetenv(&run.environment);
-  run.body(run.context, run.runtime.thread_number());
+  run.body(run.context, runtime.thread_number());
   std::fesetenv(&own);
 }
 
 }  // namespace
 
 bool run_on_openmp(int threads, void (*body)(void* context, int index), void* context) {
-  const Runtime& found = runtime();
-  const bool there = found.parallel && found.thread_number && found.thread_count && found.in_parallel;
-  if (!there || lost.load() || found.in_parallel() != 0) return false;
+  if (!looked_up.load()) look_up_runtime();
+  const bool there = runtime.parallel && runtime.thread_number && runtime.thread_count && runtime.in_parallel;
+  if (!there || lost.load() || runtime.in_parallel() != 0) return false;
   used.store(true);
-  Run run{found, threads, body, context, {}, {true}};
+  Run run{threads, body, context, {}, {true}};
   std::fegetenv(&run.environment);
-  found.parallel(member, &run, static_cast<unsigned>(threads), 0);
+  runtime.parallel(member, &run, static_cast<unsigned>(threads), 0);
   return run.complete.load();
 }
 
 void before_fork_of_openmp() {
-  if (!used.load()) return;
-  told.store(runtime().pause != nullptr && runtime().pause(kPauseSoft) == 0);
+  told.store(used.load() && runtime.pause != nullptr && runtime.pause(kPauseSoft) == 0);
 }
 
 void in_child_of_openmp() {

@@ -6,12 +6,12 @@
 namespace rohydr {
 
 // Runs body(context, index) for index 0..threads-1 as `run_on_threads` does, in the floating-point environment of the
-// caller. Returns false, having run nothing, where there is no such runtime, it gives fewer threads, or the caller is in
-// a parallel region of it.
+// caller; for one caller at a time. Returns false, having run nothing, where there is no such runtime, it gives fewer
+// threads, or the caller is in a parallel region of it.
 bool run_on_openmp(int threads, void (*body)(void* context, int index), void* context);
 
-// Around a fork: the child has none of the parent's threads. The runtime is told to do without them before; where it
-// cannot be told, the child does not use it.
+// Around a fork: the child has none of the parent's threads, and would wait for them. The runtime is told to do without
+// them before; where it was not, the child does not use it.
 void before_fork_of_openmp();
 void in_child_of_openmp();
 

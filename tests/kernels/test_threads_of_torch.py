@@ -85,6 +85,22 @@ for _ in range(3):
     run(script, repo_root, OMP_NUM_THREADS="3")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_child_of_a_process_that_used_torch_alone(repo_root):
+    """Nobody told OpenMP of this fork: the core does not wait for its threads."""
+    script = """
+import signal
+torch.set_num_threads(3)
+large_operation()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if same(3) and same(2) else 7)
+assert os.waitpid(child, 0)[1] == 0, "the child computed something else, or waited in vain"
+"""
+    run(script, repo_root, OMP_NUM_THREADS="3")
+
+
 @pytest.mark.parametrize("setting", [dict(OMP_THREAD_LIMIT="2"), dict(OMP_DYNAMIC="true"), dict(OMP_NUM_THREADS="1")])
 def test_fewer_threads_than_asked_for(setting, repo_root):
     check = "assert all(same(threads) and same_layers(threads) for threads in (2, 3, 5, 2))"
