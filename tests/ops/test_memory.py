@@ -6,7 +6,10 @@ import threading
 import pytest
 import torch
 
+from rohydr_fast import sample
+from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.ops import memory
+from tests.native_spy import needs_core
 
 COUNT = memory.LARGE // 4
 
@@ -80,3 +83,20 @@ def test_deterministic_algorithms_see_nan_in_what_nobody_wrote():
         assert memory.empty((COUNT,), torch.float32).isnan().all()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@needs_core
+def test_a_training_step_takes_the_tape_of_the_last_one():
+    """Whatever else a step allocates must not drive it out: touching fresh memory takes as long as the step."""
+    torch.manual_seed(0)
+    denoiser, cond = Denoiser(4, 96, 4, 4), torch.randn(2, 10, 96)
+
+    def tapes_after_step() -> set[int]:
+        denoiser.zero_grad()
+        sample(denoiser, cond, steps=8, tokens=40, prediction="x0", backend="cpp").square().sum().backward()
+        gc.collect()
+        return {id(free) for free in memory._free if len(free) > 4 * memory.LARGE}
+
+    tapes_after_step()
+    tapes = tapes_after_step()
+    assert tapes and tapes_after_step() == tapes
