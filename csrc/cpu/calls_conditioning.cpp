@@ -8,7 +8,6 @@ namespace rohydr {
 namespace {
 
 constexpr std::int64_t kRows = 1024;   // of a piece: enough to lay out its columns for
-constexpr double kFlopOfThread = 4e6;  // less is not worth waking another thread for
 
 constexpr std::int64_t pieces_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 

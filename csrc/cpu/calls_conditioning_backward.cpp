@@ -4,13 +4,11 @@
 #include <utility>
 #include <vector>
 
-#include "prepared.h"
 #include "thread_pool.h"
+#include "unit_sums.h"
 
 namespace rohydr {
 namespace {
-
-constexpr double kFlopOfThread = 4e6;  // less is not worth waking another thread for
 
 // Work that may run in any order, each piece on one thread.
 class Pieces {
@@ -69,7 +67,8 @@ class ConditioningBackward {
     weight_gradients({of_second}, 1, hidden.value.data(), f_.width);
     weight_gradients(tables, 2, time.value.data(), f_.width);
     if (r_.features_gradient != nullptr) {
-      write(input_gradient({of_first}, 0, f_.rows, f_.inputs), f_.rows, f_.inputs, r_.features_gradient);
+      const std::vector<T> lines = input_gradient({of_first}, 0, f_.rows, f_.inputs);
+      export_rows(lines.data(), f_.rows, f_.inputs, padded(f_.inputs), r_.features_gradient);
     }
     std::vector<Output<T>> pairs;  // K and V, side by side in the layer, each by itself in what comes back
     const std::int64_t size = f_.condition_rows * f_.width;
@@ -78,8 +77,8 @@ class ConditioningBackward {
     }
     weight_gradients(pairs, 3 + f_.layers, f_.encoded, f_.width, 2);
     if (r_.encoded_gradient != nullptr) {
-      write(input_gradient(pairs, 3 + f_.layers, f_.condition_rows, f_.width, 2), f_.condition_rows, f_.width,
-            r_.encoded_gradient);
+      const std::vector<T> lines = input_gradient(pairs, 3 + f_.layers, f_.condition_rows, f_.width, 2);
+      export_rows(lines.data(), f_.condition_rows, f_.width, stride_, r_.encoded_gradient);
     }
   }
 
@@ -170,11 +169,6 @@ class ConditioningBackward {
       }
     }
     pieces.run(threads_);
-  }
-
-  void write(const std::vector<T>& lines, std::int64_t rows, std::int64_t width, T* to) const {
-    const std::int64_t stride = padded(width);
-    for (std::int64_t row = 0; row < rows; ++row) std::copy_n(lines.data() + row * stride, width, to + row * width);
   }
 
   const ConditioningBackwardRequest<T>& r_;

@@ -10,6 +10,7 @@
 
 namespace rohydr {
 
+constexpr double kFlopOfThread = 4e6;  // less is not worth waking another thread for
 constexpr std::uint32_t kStepStream = 1;  // Stream.STEP of rohydr_fast/ops/philox
 
 void count_range_hits(std::int64_t hits);

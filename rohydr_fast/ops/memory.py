@@ -44,11 +44,16 @@ def _take(size: int) -> mmap.mmap:
                 continue
             return memory
     dropped = 0
-    while dropped < size and _free:  # kept and used memory together are no more than was used at once
-        try:
-            dropped += len(_free.popleft())
-        except IndexError:
+    for memory in list(_free):  # so that what is kept does not pile up; a small one does not drive out a large one
+        if dropped >= size:
             break
+        if len(memory) > _SLACK * size:
+            continue
+        try:
+            _free.remove(memory)
+            dropped += len(memory)
+        except ValueError:  # another thread has it
+            continue
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_HUGEPAGE)

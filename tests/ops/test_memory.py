@@ -45,10 +45,12 @@ def test_what_was_freed_is_used_again_and_what_is_in_use_is_not():
 
 
 def test_a_block_that_does_not_fit_makes_room_for_one_that_does():
-    memory.empty((3 * COUNT,), torch.float32)
-    assert [len(block) for block in memory._free] == [3 * memory.LARGE]
     memory.empty((COUNT,), torch.float32)
     assert [len(block) for block in memory._free] == [memory.LARGE]
+    memory.empty((3 * COUNT,), torch.float32)
+    assert [len(block) for block in memory._free] == [3 * memory.LARGE]
+    memory.empty((COUNT,), torch.float32)  # which does not drive out a larger one
+    assert [len(block) for block in memory._free] == [3 * memory.LARGE, memory.LARGE]
 
 
 def test_no_more_than_the_limit_is_kept(monkeypatch):

@@ -44,8 +44,7 @@ def run(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[T
 def run_backward(*arguments) -> Tensor:
     """The CPU implementation."""
     *of_results, features, encoded, weights, biases, wanted = arguments
-    # Not from `memory.empty`: in use until the next step, it would make that give up a chain's tape, and the tape this.
-    row = torch.empty(_size([features, encoded, *weights, *biases], wanted), dtype=features.dtype)
+    row = empty((_size([features, encoded, *weights, *biases], wanted),), features.dtype)
     layers = tuple([as_array(weight) for weight in weights]), tuple([as_array(bias) for bias in biases])
     results = [as_array(tensor) for tensor in of_results]
     _native.load().conditioning_backward(
