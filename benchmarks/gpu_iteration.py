@@ -10,10 +10,10 @@ from gpu_timing import Clock
 from training_gate import Gate as IterationGate
 from training_iteration import Iteration
 
-from rohydr_fast.diffusion.process import denoising_loss
+from rohydr_fast.diffusion.process import denoising_losses
 from rohydr_fast.diffusion.sampler import sample_many
-from rohydr_fast.models import generator
 from rohydr_fast.models.recovery import chained as recovery
+from rohydr_fast.models.recovery import diffusion as eq3
 from rohydr_fast.ops.registry import select
 
 MOST_SECONDS, MOST_REPETITIONS = 12.0, 3
@@ -31,7 +31,7 @@ class Backends:
         """As `Package.installed` of benchmarks/training_methods.py."""
         with (
             patch.object(recovery, "sample_many", partial(sample_many, backend=self.chains)),
-            patch.object(generator, "denoising_loss", partial(denoising_loss, backend=self.eq3)),
+            patch.object(eq3, "denoising_losses", partial(denoising_losses, backend=self.eq3)),
         ):
             yield
 

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from rohydr_fast import losses
 from rohydr_fast.models.fusion import Fusion
-from rohydr_fast.models.generator import HDDM
 from rohydr_fast.models.heads import Classifier, Discriminator
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
 from rohydr_fast.models.recovery import chained as recovery
+from rohydr_fast.models.recovery import diffusion as eq3
 from rohydr_fast.models.rohydr import RoHyDR
 from rohydr_fast.training import trainer as trainer_module
 
@@ -43,7 +43,7 @@ CALLS = (
     (RoHyDR, "extract", "extract"),
     (RoHyDR, "conditions", "condition"),
     (recovery, "sample_many", "chain"),
-    (HDDM, "eq3_loss", "Eq. 3"),
+    (eq3, "denoising_losses", "Eq. 3"),
     (UnimodalReconstructor, "forward", "UR"),
     (Fusion, "forward", "fusion"),
     *[(module, "forward", LOSSES) for module in (MultimodalReconstructor, Discriminator, Classifier)],

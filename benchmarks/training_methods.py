@@ -1,6 +1,6 @@
 """How the diffusion of a training step is computed: by this package, or by one of its opponents in plain PyTorch.
 
-A method serves a whole model: while it is installed, the reverse chains (`sample_many`) and Eq. 3 (`denoising_loss`)
+A method serves a whole model: while it is installed, the reverse chains (`sample_many`) and Eq. 3 (`denoising_losses`)
 are its own, and everything around them is the package's. The opponents draw their noise by torch, unless the gate asks
 for the numbers that the package draws.
 """
@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import rohydr_fast
+from rohydr_fast.diffusion.process import DenoisingRequest
 from rohydr_fast.diffusion.sampler import SampleRequest
 from rohydr_fast.diffusion.schedule import ReverseTable, Schedule
-from rohydr_fast.models import generator
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.recovery import chained as recovery
+from rohydr_fast.models.recovery import diffusion as eq3
 from rohydr_fast.ops.philox import Stream
 from rohydr_fast.ops.reverse_loop import NoiseKey
 from rohydr_fast.ops.reverse_loop.reference import reverse_step
@@ -68,14 +69,18 @@ class Naive:
         """Chains and Eq. 3 in the ``with`` block are this method's."""
         with ExitStack() as stack:
             stack.enter_context(patch.object(recovery, "sample_many", self.chains))
-            stack.enter_context(patch.object(generator, "denoising_loss", self.denoising_loss))
+            stack.enter_context(patch.object(eq3, "denoising_losses", self.denoising_losses))
             yield
 
     def max_memory(self, requests: Sequence[SampleRequest]) -> None:
         """PyTorch knows no limit."""
 
-    def denoising_loss(self, process, denoiser, x_0, t, encoded, noise, *, token_mask=None, key_mask=None) -> Tensor:
-        """Eq. 3; arguments as those of the package's."""
+    def denoising_losses(self, requests: Sequence[DenoisingRequest]) -> list[Tensor]:
+        """Eq. 3 of each request."""
+        return [self.denoising_loss(*request) for request in requests]
+
+    def denoising_loss(self, process, denoiser, x_0, t, encoded, noise, token_mask, key_mask) -> Tensor:
+        """Eq. 3 of one; arguments as those of `DenoisingRequest`."""
         eps = self.draw(x_0, noise, step=0, stream=Stream.FORWARD)
         previous = self.draw(x_0, noise, step=0, stream=Stream.FORWARD_PREVIOUS) if process.loss == "nll" else None
         drawn = process.sample(x_0, t, eps, previous)

@@ -12,6 +12,7 @@ from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.models.generator import HDDM
 from rohydr_fast.models.recovery import chained as recovery
+from rohydr_fast.models.recovery import diffusion as eq3
 from rohydr_fast.models.sequences import Sequence
 from rohydr_fast.ops.reverse_loop import NoiseKey
 
@@ -103,9 +104,8 @@ class Block(Diffusion):
 
     def loss(self, method) -> Tensor:
         """L_HDDM."""
-        return torch.stack(
-            [one.hddm.eq3_loss(one.truth, one.cond, one.key_mask, one.noise) for one in self.missing]
-        ).sum()
+        requests = [one.hddm.eq3_request(one.truth, one.cond, one.key_mask, one.noise) for one in self.missing]
+        return torch.stack(eq3.denoising_losses(requests)).sum()
 
     def flop(self) -> int:
         """3 x 2 B (step + keys and values of the condition)."""

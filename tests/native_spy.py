@@ -14,7 +14,7 @@ needs_core = pytest.mark.skipif(not _native.status()[0], reason=_native.status()
 
 class Call(NamedTuple):
     op: str
-    chains: int
+    chains: int  # or terms of Eq. 3
     threads: int
     tapes: int  # chains of a reverse loop, or of its way back, that keep the activations
 
@@ -31,8 +31,9 @@ class SpyCore:
             return found
 
         def call(*args, **options):
-            chains = args[0] if name.startswith("reverse_loop") else []
-            tapes = sum(chain[-1] is not None for chain in chains) + (options.get("tape") is not None)
+            chains = args[0] if name.startswith(("reverse_loop", "diffusion_loss")) else []
+            loop = name.startswith("reverse_loop")
+            tapes = sum(loop and chain[-1] is not None for chain in chains) + (options.get("tape") is not None)
             self.calls.append(Call(name, len(chains) or 1, args[-1], tapes))
             return found(*args, **options)
 

@@ -10,30 +10,63 @@ namespace {
 
 constexpr const char* op = "diffusion_loss";
 
-Loss loss_of(const py::object& name) {
+Loss loss_of(const py::object& name, const std::string& argument) {
   const std::string text = py::isinstance<py::str>(name) ? std::string(py::str(name)) : "";
   RH_CHECK(text == "nll" || text == "kl" || text == "hybrid",
-           op << ": loss must be nll, kl or hybrid, got " << text_of(name) << ". Choose one of these.");
+           op << ": " << argument << " must be nll, kl or hybrid, got " << text_of(name) << ". Choose one of these.");
   return text == "nll" ? Loss::kNll : text == "kl" ? Loss::kKl : Loss::kHybrid;
 }
 
-// One row, or None: the gradients of modulation_blocks, modulation_final, encoded and the weights, one after the other.
+// The places of one term in its tuple.
+enum Place : std::size_t {
+  kPacked, kX0, kRows, kPosition, kFeatures, kEncoded, kLayers, kSeed, kSampleIds, kModality, kLossName, kTokenMask,
+  kKeyMask, kOut, kGradients, kPlaces
+};
+
+// Weight and bias of the 3 + L layers of the time embedding and of the modulation.
 template <class T>
-void read_gradients(DiffusionLossRequest<T>& r, const PackedObject& object, const py::object& gradients) {
+std::vector<std::int64_t> read_layers(DiffusionLossRequest<T>& r, const DenoiserShape& shape, const py::object& value,
+                                      const std::string& name) {
+  const auto count = static_cast<std::size_t>(2 * (3 + shape.layers));
+  RH_CHECK(py::isinstance<py::tuple>(value) && py::len(value) == count,
+           op << ": " << name << " must be a tuple of " << count << " arrays, got " << Py_TYPE(value.ptr())->tp_name
+              << ". Pass weight and bias of 3 + L layers.");
+  const auto arrays = py::reinterpret_borrow<py::tuple>(value);
+  std::vector<std::int64_t> sizes;
+  for (std::size_t i = 0; i < count; i += 2) {
+    const auto layer = static_cast<std::int64_t>(i / 2);
+    const bool of_block = layer > 1 && layer < 2 + shape.layers;
+    const std::int64_t outputs = (layer < 2 ? 1 : of_block ? 9 : 2) * shape.width;
+    const std::int64_t inputs = layer == 0 ? r.inputs : shape.width;
+    const auto place = [&](std::size_t k) { return name + "[" + std::to_string(k) + "]"; };
+    r.layers.push_back(pointer<T>(array<T>(op, arrays[i], place(i), {outputs, inputs})));
+    r.layer_biases.push_back(pointer<T>(array<T>(op, arrays[i + 1], place(i + 1), {outputs})));
+    sizes.push_back(outputs * inputs);
+    sizes.push_back(outputs);
+  }
+  return sizes;
+}
+
+// One row, or None: the gradients of encoded, of the network, of the layers, and of K and V, one after the other.
+template <class T>
+void read_gradients(DiffusionLossRequest<T>& r, const PackedObject& object, const std::vector<std::int64_t>& layers,
+                    const py::object& gradients, const std::string& name) {
   if (gradients.is_none()) return;
-  const std::int64_t layers = object.shape().layers, width = object.shape().width;
-  const std::int64_t tables = r.modulations * width, keys = r.batch.samples * r.batch.keys * width;
+  const std::int64_t width = object.shape().width, keys = r.batch.samples * r.batch.keys * width;
   std::vector<std::int64_t> sizes;
   for (const py::handle weight : object.arrays) sizes.push_back(py::reinterpret_borrow<py::array>(weight).size());
-  const std::int64_t size = std::accumulate(sizes.begin(), sizes.end(), tables * (layers * 9 + 2) + keys);
-  T* next = writeable_pointer<T>(writeable<T>(op, gradients, "gradients", {size}));
+  const std::int64_t own = std::accumulate(layers.begin(), layers.end(), keys);
+  T* next = writeable_pointer<T>(
+      writeable<T>(op, gradients, name, {std::accumulate(sizes.begin(), sizes.end(), own)}));
   const auto take = [&](std::int64_t count) { return std::exchange(next, next + count); };
-  r.block_modulation_gradient = take(tables * layers * 9);
-  r.final_modulation_gradient = take(tables * 2);
   r.encoded_gradient = take(keys);
-  const auto whole = static_cast<std::size_t>(4 + 12 * layers);
-  for (std::size_t i = 0; i < whole; ++i) r.weight_gradients.push_back(take(sizes[i]));
-  for (std::size_t i = whole; i < sizes.size(); i += 2) {  // K and V by themselves
+  const auto network = static_cast<std::size_t>(4 + 12 * object.shape().layers);
+  for (std::size_t i = 0; i < network; ++i) r.weight_gradients.push_back(take(sizes[i]));
+  for (std::size_t i = 0; i < layers.size(); i += 2) {
+    r.layer_gradients.push_back(take(layers[i]));
+    r.layer_bias_gradients.push_back(take(layers[i + 1]));
+  }
+  for (std::size_t i = network; i < sizes.size(); i += 2) {  // K and V by themselves
     T* const weight = take(sizes[i]);
     T* const bias = take(sizes[i + 1]);
     for (const std::int64_t half : {std::int64_t{0}, width}) {
@@ -44,13 +77,11 @@ void read_gradients(DiffusionLossRequest<T>& r, const PackedObject& object, cons
 }
 
 template <class T>
-void diffusion_loss_of(const PackedObject& object, const py::object& x_0, const py::object& rows,
-                       const py::object& loss, const py::object& position, const py::object& blocks,
-                       const py::object& last, const py::object& encoded, const py::object& seed,
-                       const py::object& sample_ids, const py::object& modality, const py::object& token_mask,
-                       const py::object& key_mask, const py::object& out, const py::object& gradients, int threads) {
+DiffusionLossRequest<T> read_term(const PackedObject& object, const py::tuple& term, const std::string& prefix) {
+  const auto name = [&](const char* part) { return prefix + part; };
   const DenoiserShape& shape = object.shape();
-  const py::array tokens = array<T>(op, x_0, "x_0", 3), condition = array<T>(op, encoded, "encoded", 3);
+  const py::array tokens = array<T>(op, term[kX0], name("x_0"), 3);
+  const py::array condition = array<T>(op, term[kEncoded], name("encoded"), 3);
   DiffusionLossRequest<T> r{};
   r.weights = object.get<T>();
   r.batch = {tokens.shape(0), tokens.shape(1), condition.shape(1), nullptr, nullptr};
@@ -59,50 +90,55 @@ void diffusion_loss_of(const PackedObject& object, const py::object& x_0, const 
   RH_CHECK(r.batch.tokens < kSizeMax && r.batch.keys < kSizeMax,
            op << ": sizes must be below 2^31, got " << r.batch.tokens << " tokens, " << r.batch.keys
               << " keys. Shorten them.");
-  r.x_0 = pointer<T>(array<T>(op, x_0, "x_0", {samples, r.batch.tokens, shape.channels}));
-  r.encoded = pointer<T>(array<T>(op, encoded, "encoded", {samples, r.batch.keys, shape.width}));
-  r.rows = pointer<T>(array<T>(op, rows, "rows", {samples, kLossColumns}));
-  r.loss = loss_of(loss);
-  r.position = pointer<T>(array<T>(op, position, "position", {r.batch.tokens, shape.width}));
-  r.modulations = array<T>(op, blocks, "modulation_blocks", 4).shape(0) == 1 ? 1 : samples;
-  r.block_modulation =
-      pointer<T>(array<T>(op, blocks, "modulation_blocks", {r.modulations, shape.layers, 9, shape.width}));
-  r.final_modulation = pointer<T>(array<T>(op, last, "modulation_final", {r.modulations, 2, shape.width}));
-  r.seed = integer(op, seed, "seed", UINT64_MAX);
-  r.sample_ids = sample_ids_of(op, sample_ids, "sample_ids", samples);
-  r.modality = static_cast<std::uint32_t>(integer(op, modality, "modality", 255));
-  r.batch.token_mask = mask(op, token_mask, "token_mask", samples, r.batch.tokens);
-  r.batch.key_mask = mask(op, key_mask, "key_mask", samples, r.batch.keys);
-  r.out = writeable_pointer<T>(writeable<T>(op, out, "out", {1}));
-  read_gradients(r, object, gradients);
-  const Isa isa = selected_isa();
-  const ReleasedGil released;
-  run_diffusion_loss(r, isa, threads);
+  r.x_0 = pointer<T>(array<T>(op, term[kX0], name("x_0"), {samples, r.batch.tokens, shape.channels}));
+  r.encoded = pointer<T>(array<T>(op, term[kEncoded], name("encoded"), {samples, r.batch.keys, shape.width}));
+  r.rows = pointer<T>(array<T>(op, term[kRows], name("rows"), {samples, kLossColumns}));
+  r.loss = loss_of(term[kLossName], name("loss"));
+  r.position = pointer<T>(array<T>(op, term[kPosition], name("position"), {r.batch.tokens, shape.width}));
+  const py::array features = array<T>(op, term[kFeatures], name("features"), 2);
+  r.modulations = features.shape(0) == 1 ? 1 : samples;
+  r.inputs = features.shape(1);
+  RH_CHECK(r.inputs >= 1 && r.inputs < kSizeMax,
+           op << ": " << name("features") << " must have at least one column, got " << r.inputs << ". Pass some.");
+  r.features = pointer<T>(array<T>(op, term[kFeatures], name("features"), {r.modulations, r.inputs}));
+  const std::vector<std::int64_t> layers = read_layers(r, shape, term[kLayers], name("layers"));
+  r.seed = integer(op, term[kSeed], name("seed").c_str(), UINT64_MAX);
+  r.sample_ids = sample_ids_of(op, term[kSampleIds], name("sample_ids"), samples);
+  r.modality = static_cast<std::uint32_t>(integer(op, term[kModality], name("modality").c_str(), 255));
+  r.batch.token_mask = mask(op, term[kTokenMask], name("token_mask"), samples, r.batch.tokens);
+  r.batch.key_mask = mask(op, term[kKeyMask], name("key_mask"), samples, r.batch.keys);
+  r.out = writeable_pointer<T>(writeable<T>(op, term[kOut], name("out"), {1}));
+  read_gradients(r, object, layers, term[kGradients], name("gradients"));
+  return r;
 }
 
-void diffusion_loss(const py::object& packed, const py::object& x_0, const py::object& rows, const py::object& loss,
-                    const py::object& position, const py::object& blocks, const py::object& last,
-                    const py::object& encoded, const py::object& seed, const py::object& sample_ids,
-                    const py::object& modality, const py::object& token_mask, const py::object& key_mask,
-                    const py::object& out, const py::object& gradients, const py::object& threads) {
-  const PackedObject& object = *packed_of(op, packed, "packed", Packing::kDiffusionLoss);
+void diffusion_loss(const py::object& terms, const py::object& threads) {
   const int count = thread_count(op, threads);
-  const auto run = [&](auto function) {
-    function(object, x_0, rows, loss, position, blocks, last, encoded, seed, sample_ids, modality, token_mask,
-             key_mask, out, gradients, count);
-  };
-  object.is_double() ? run(&diffusion_loss_of<double>) : run(&diffusion_loss_of<float>);
+  const Isa isa = selected_isa();  // once: an argument's conversion may change the environment
+  std::vector<DiffusionLossRequest<float>> floats;
+  std::vector<DiffusionLossRequest<double>> doubles;
+  const py::tuple list = tuples_of(op, terms, "terms", kPlaces);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string prefix = "terms[" + std::to_string(i) + "].";
+    const py::tuple term = list[i];
+    const PackedObject& object = *packed_of(op, term[kPacked], prefix + "packed", Packing::kDiffusionLoss);
+    if (object.is_double()) {
+      doubles.push_back(read_term<double>(object, term, prefix));
+    } else {
+      floats.push_back(read_term<float>(object, term, prefix));
+    }
+  }
+  const ReleasedGil released;
+  run_diffusion_losses(floats, isa, count);
+  run_diffusion_losses(doubles, isa, count);
 }
 
 }  // namespace
 
 void bind_diffusion_loss(py::module_& m) {
-  m.def("diffusion_loss", &diffusion_loss, py::arg("packed"), py::arg("x_0"), py::arg("rows"), py::arg("loss"),
-        py::arg("position"), py::arg("modulation_blocks"), py::arg("modulation_final"), py::arg("encoded"),
-        py::arg("seed"), py::arg("sample_ids"), py::arg("modality"), py::arg("token_mask"), py::arg("key_mask"),
-        py::arg("out"), py::arg("gradients"), py::arg("threads"),
-        "Eq. 3 at each sample's step, and its gradients where there is room for them: a row of those of "
-        "modulation_blocks, modulation_final, encoded and the weights, one after the other.");
+  m.def("diffusion_loss", &diffusion_loss, py::arg("terms"), py::arg("threads"),
+        "Eq. 3 of every term, each sample at its own step, and its gradients where there is room for them: a row of "
+        "those of encoded, of the network, of the layers, and of K and V, one after the other.");
 }
 
 }  // namespace rohydr

@@ -103,14 +103,9 @@ ReverseLoopBackwardRequest<T> backward_request(const PackedObject& object, const
 template <class Floats, class Doubles>
 void read_chains(const char* op, const py::object& chains, std::size_t size, const Floats& make_floats,
                  const Doubles& make_doubles) {
-  RH_CHECK(py::isinstance<py::list>(chains) || py::isinstance<py::tuple>(chains),
-           op << ": chains must be a list, got " << Py_TYPE(chains.ptr())->tp_name << ". Pass one.");
-  const py::tuple list(chains);  // holds the chains, whatever becomes of the caller's list meanwhile
+  const py::tuple list = tuples_of(op, chains, "chains", size);
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string prefix = "chains[" + std::to_string(i) + "].";
-    RH_CHECK(py::isinstance<py::tuple>(list[i]) && py::len(list[i]) == size,
-             op << ": chains[" << i << "] must be a tuple of " << size << ", got "
-                << std::string(py::str(py::type::of(list[i]))) << ". See rohydr_fast.ops.library.");
     const py::tuple chain = list[i];
     const PackedObject& object = *packed_of(op, chain[0], prefix + "packed", Packing::kDenoiser);
     if (object.is_double()) {

@@ -187,6 +187,18 @@ void check_keys(const char* op, std::int64_t keys) {
   RH_CHECK(keys >= 1, op << ": the condition must have at least one key, got 0. Give it an available modality.");
 }
 
+py::tuple tuples_of(const char* op, const py::object& value, const std::string& name, std::size_t size) {
+  RH_CHECK(py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value),
+           op << ": " << name << " must be a list, got " << Py_TYPE(value.ptr())->tp_name << ". Pass one.");
+  py::tuple list(value);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    RH_CHECK(py::isinstance<py::tuple>(list[i]) && py::len(list[i]) == size,
+             op << ": " << name << "[" << i << "] must be a tuple of " << size << ", got "
+                << std::string(py::str(py::type::of(list[i]))) << ". See rohydr_fast.ops.library.");
+  }
+  return list;
+}
+
 void bind_packed(py::module_& m) {
   py::class_<PackedObject> weights(m, "PackedWeights", py::is_final(),
                                    "Weights in the kernels' layout, and the arrays that they came from.");

@@ -43,6 +43,8 @@ int thread_count(const char* op, const py::object& threads);
 const std::int64_t* sample_ids_of(const char* op, const py::object& value, const std::string& name,
                                   std::int64_t samples);
 void check_keys(const char* op, std::int64_t keys);
+// A list of tuples of `size` arguments each; the result holds them, whatever becomes of the caller's list meanwhile.
+py::tuple tuples_of(const char* op, const py::object& value, const std::string& name, std::size_t size);
 
 template <class T>
 T* writeable_pointer(py::array value) {

@@ -7,6 +7,7 @@
 
 #include "packing.h"
 #include "plan.h"
+#include "thread_pool.h"
 
 namespace rohydr {
 
@@ -56,7 +57,7 @@ struct LinearsRequest {
   bool silu;   // of every y
 };
 
-// What blocks read of steps and condition, see rohydr_fast/ops/conditioning.
+// What blocks read of steps and condition, see rohydr_fast/ops/conditioning; with 3 + L layers the modulation alone.
 template <class T>
 struct ConditioningRequest {
   std::int64_t rows, inputs, width, layers, condition_rows;
@@ -106,7 +107,7 @@ struct DenoiserBackwardRequest {
   std::vector<T*> weight_gradients;
 };
 
-// Eq. 3; shapes as in rohydr_fast/ops/diffusion_loss/reference.py. Gradients are those of the loss.
+// Eq. 3 of one modality; shapes as in rohydr_fast/ops/diffusion_loss/reference.py. Gradients are those of the loss.
 template <class T>
 struct DiffusionLossRequest {
   PackedWeights<T>* weights;  // with K and V of the condition
@@ -115,18 +116,17 @@ struct DiffusionLossRequest {
   const T* rows;              // (B, kLossColumns)
   Loss loss;
   const T* position;          // (T, W)
-  const T* block_modulation;  // (M, L, 9, W)
-  const T* final_modulation;  // (M, 2, W)
-  std::int64_t modulations;   // M: 1 or B
+  const T* features;          // (M, inputs)
+  std::int64_t modulations, inputs;         // M: 1 or B
+  std::vector<const T*> layers, layer_biases;  // 3 + L, of the time embedding and of the modulation
   const T* encoded;           // (B, S, W)
   std::uint64_t seed;
   const std::int64_t* sample_ids;  // (B)
   std::uint32_t modality;
   T* out;                          // (1)
-  T* block_modulation_gradient;    // all null for the loss alone
-  T* final_modulation_gradient;
-  T* encoded_gradient;             // (B, S, W)
+  T* encoded_gradient;             // (B, S, W); null, as all gradients, for the loss alone
   std::vector<T*> weight_gradients;  // in order of use, K and V of each layer last
+  std::vector<T*> layer_gradients, layer_bias_gradients;
 };
 
 template <class T>
@@ -177,14 +177,14 @@ void run_denoiser_block_backward(const DenoiserBlockBackwardRequest<T>& request,
 template <class T>
 void run_denoiser_block(const DenoiserBlockRequest<T>& request, Isa isa, int threads);
 template <class T>
-void run_diffusion_loss(const DiffusionLossRequest<T>& request, Isa isa, int threads);
+void run_diffusion_losses(const std::vector<DiffusionLossRequest<T>>& requests, Isa isa, int threads);
 template <class T>
 void run_cross_attention(const CrossAttentionRequest<T>& request, Isa isa, int threads);
 
 template <class T>
-void run_linears(const LinearsRequest<T>& request, Isa isa, int threads);
+void run_linears(const LinearsRequest<T>& request, Isa isa, int threads, Threads kind = Threads::kOwn);
 template <class T>
-void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads);
+void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads, Threads kind = Threads::kOwn);
 template <class T>
 void run_conditioning_backward(const ConditioningBackwardRequest<T>& request, Isa isa, int threads);
 

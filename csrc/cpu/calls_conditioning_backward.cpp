@@ -4,13 +4,13 @@
 #include <utility>
 #include <vector>
 
-#include "thread_pool.h"
+#include "share_out.h"
 #include "unit_sums.h"
 
 namespace rohydr {
 namespace {
 
-// Work that may run in any order, each piece on one thread.
+// Pieces of work of any kind.
 class Pieces {
  public:
   void add(double flop, std::function<void()> piece) {
@@ -18,26 +18,15 @@ class Pieces {
     pieces_.push_back(std::move(piece));
   }
 
-  void run(int threads) {
-    const double useful = std::min(flop_ / kFlopOfThread + 1, static_cast<double>(pieces_.size()));
-    threads_ = std::min(threads, static_cast<int>(std::min(useful, 1e6)));
-    if (threads_ > 1 && run_on_threads(threads_, &Pieces::share, this, Threads::kOfOpenMp)) return;
-    threads_ = 1;  // the pool is busy, or not worth it
-    share(this, 0);
+  void run(int threads) const {
+    const auto count = static_cast<std::int64_t>(pieces_.size());
+    share_out(count, useful_threads(count, flop_, threads), Threads::kOfOpenMp,
+              [&](std::int64_t piece, int) { pieces_[static_cast<std::size_t>(piece)](); });
   }
 
  private:
-  static void share(void* context, int index) {
-    const auto& all = *static_cast<const Pieces*>(context);
-    const auto count = static_cast<int>(all.pieces_.size());
-    for (int i = count * index / all.threads_; i < count * (index + 1) / all.threads_; ++i) {
-      all.pieces_[static_cast<std::size_t>(i)]();
-    }
-  }
-
   std::vector<std::function<void()>> pieces_;
   double flop_ = 0;
-  int threads_ = 1;
 };
 
 // What comes back through a layer y = x W' + b.
@@ -70,6 +59,7 @@ class ConditioningBackward {
       const std::vector<T> lines = input_gradient({of_first}, 0, f_.rows, f_.inputs);
       export_rows(lines.data(), f_.rows, f_.inputs, padded(f_.inputs), r_.features_gradient);
     }
+    if (f_.weights.size() < static_cast<std::size_t>(3 + 2 * f_.layers)) return;  // the modulation alone
     std::vector<Output<T>> pairs;  // K and V, side by side in the layer, each by itself in what comes back
     const std::int64_t size = f_.condition_rows * f_.width;
     for (std::int64_t i = 0; i < 2 * f_.layers; ++i) {
@@ -97,7 +87,7 @@ class ConditioningBackward {
     if (f_.rows == 0) return result;
     run_linears<T>({{f_.weights[layer]}, {f_.biases[layer]}, f_.rows, inputs, f_.width, x, before.data(), 0, f_.width,
                     false},
-                   isa_, threads_);
+                   isa_, threads_, Threads::kOfOpenMp);
     kernels_.silu_and_slope(before.data(), static_cast<std::int64_t>(size), result.value.data(), result.slope.data());
     return result;
   }

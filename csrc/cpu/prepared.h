@@ -15,11 +15,11 @@ constexpr std::uint32_t kStepStream = 1;  // Stream.STEP of rohydr_fast/ops/phil
 
 void count_range_hits(std::int64_t hits);
 
-enum class Purpose { kTeam, kGradient };
+enum class Purpose { kTeam, kGradient, kModulation };
 
 // Memory number so and so of the calling thread's runs, kept for the next call.
 inline Arena& kept_arena(Purpose purpose, int number) {
-  thread_local std::vector<std::unique_ptr<Arena>> all[2];
+  thread_local std::vector<std::unique_ptr<Arena>> all[3];
   std::vector<std::unique_ptr<Arena>>& arenas = all[static_cast<int>(purpose)];
   while (arenas.size() <= static_cast<std::size_t>(number)) arenas.push_back(std::make_unique<Arena>());
   return *arenas[static_cast<std::size_t>(number)];

@@ -141,8 +141,12 @@ class DiffusionLossOf final : public WeightedCall<T> {
     request_.loss = static_cast<Loss>(random.bits() % 3);
     request_.position = this->input(this->problem_.tokens * width, random, 1);
     request_.modulations = random.bits() % 2 == 0 ? 1 : samples;
-    request_.block_modulation = this->input(request_.modulations * layers * 9 * width, random, 0.8);
-    request_.final_modulation = this->input(request_.modulations * 2 * width, random, 0.8);
+    request_.inputs = random.size(300);
+    request_.features = this->input(request_.modulations * request_.inputs, random, 1);
+    for (Index i = 0; i < 3 + layers; ++i) {
+      request_.layers.push_back(this->input(layer_outputs(i) * layer_inputs(i), random, 0.3));
+      request_.layer_biases.push_back(this->input(layer_outputs(i), random, 0.5));
+    }
     request_.encoded = this->input(encoded_count(), random, 2);
     request_.seed = random.bits();
     ids_ = Exact<Index>(samples);
@@ -151,25 +155,49 @@ class DiffusionLossOf final : public WeightedCall<T> {
     request_.modality = static_cast<std::uint32_t>(random.bits() % 256);
   }
 
-  Results<T> run(Isa isa, int threads, int) override {
+  int ways() const override { return 2; }
+
+  // Ways: by itself, or with two more terms, of which one is the same and one wants no gradients.
+  Results<T> run(Isa isa, int threads, int way) override {
     const Exact<T> alone(1);
-    DiffusionLossRequest<T> request = request_;
-    request.out = alone.data();
-    run_diffusion_loss<T>(request, isa, threads);
-    const auto [layers, channels, width, heads, hidden] = this->problem_.shape;
-    request.out = this->result(1);
-    T* const again = this->result(1);
-    request.block_modulation_gradient = this->result(request.modulations * layers * 9 * width);
-    request.final_modulation_gradient = this->result(request.modulations * 2 * width);
-    request.encoded_gradient = this->result(encoded_count());
-    request.weight_gradients = this->weight_results();
-    run_diffusion_loss<T>(request, isa, threads);
+    DiffusionLossRequest<T> loss = request_;
+    loss.out = alone.data();
+    if (way == 0) run_diffusion_losses<T>({loss}, isa, threads);
+    std::vector<DiffusionLossRequest<T>> requests;
+    std::vector<Results<T>> results;
+    T* again = nullptr;
+    while (requests.size() < (way == 1 ? 2 : 1)) {
+      again = this->result(1);
+      requests.push_back(with_results());
+      results.push_back(this->taken());
+    }
+    const T* const out = requests.back().out;
+    if (way == 1) requests.insert(requests.begin() + 1, loss);
+    run_diffusion_losses<T>(requests, isa, threads);
     // Without gradients the loss is the same.
-    *again = *alone.data() == *request.out ? T(0) : std::numeric_limits<T>::quiet_NaN();
-    return this->taken();
+    *again = *alone.data() == *out ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    return std::move(results.back());
   }
 
  private:
+  Index layer_outputs(Index i) const {
+    const Index layers = this->problem_.shape.layers;
+    return (i < 2 ? 1 : i < 2 + layers ? 9 : 2) * this->problem_.shape.width;
+  }
+  Index layer_inputs(Index i) const { return i == 0 ? request_.inputs : this->problem_.shape.width; }
+
+  DiffusionLossRequest<T> with_results() {
+    DiffusionLossRequest<T> request = request_;
+    request.out = this->result(1);
+    request.encoded_gradient = this->result(encoded_count());
+    request.weight_gradients = this->weight_results();
+    for (Index i = 0; i < 3 + this->problem_.shape.layers; ++i) {
+      request.layer_gradients.push_back(this->result(layer_outputs(i) * layer_inputs(i)));
+      request.layer_bias_gradients.push_back(this->result(layer_outputs(i)));
+    }
+    return request;
+  }
+
   Index encoded_count() const { return this->problem_.samples * this->problem_.keys * this->problem_.shape.width; }
 
   DiffusionLossRequest<T> request_{};

@@ -1,12 +1,15 @@
 """The forward process q and the training loss of the denoiser, Eq. 3, over all N steps of a schedule."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LOSSES
 from ..errors import UsageError
-from ..ops.diffusion_loss import ForwardSample, NoiseKey, diffusion_loss
+from ..ops.diffusion_loss import ForwardSample, LossTerm, NoiseKey, diffusion_losses
 from ..ops.diffusion_loss.reference import eq3, forward_sample
 from .schedule import Schedule
 
@@ -51,52 +54,59 @@ class DiffusionProcess:
         return eq3(self.loss, sample, prediction, v, mask)
 
 
-def denoising_loss(
-    process: DiffusionProcess,
-    denoiser,
-    x_0: Tensor,
-    t: Tensor,
-    encoded: Tensor,
-    noise: NoiseKey,
-    *,
-    token_mask: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    backend: str | None = None,
-) -> Tensor:
-    """Eq. 3 of one modality: the loss () of a denoiser at x_t of each sample's step.
+class DenoisingRequest(NamedTuple):
+    """Eq. 3 of one modality, as `denoising_losses` takes it."""
 
-    In the wider dtype of `x_0`, `encoded` and the denoiser, also under `torch.autocast`.
+    process: DiffusionProcess
+    denoiser: nn.Module
+    """A `models.denoiser.Denoiser`."""
+    x_0: Tensor
+    """(B, T, C), normalised."""
+    t: Tensor
+    """(B,) int64 in 1..N."""
+    encoded: Tensor
+    """(B, S, W) condition, from `models.condition.ConditionEncoder`."""
+    noise: NoiseKey
+    """The key of the noise in x_t and x_{t-1}."""
+    token_mask: Tensor | None = None
+    """(B, T) bool, True at real tokens."""
+    key_mask: Tensor | None = None
+    """(B, S) bool, True where the condition has a key."""
+
+
+def denoising_losses(requests: Sequence[DenoisingRequest], *, backend: str | None = None) -> list[Tensor]:
+    """Eq. 3 of several modalities at once: the loss () of each denoiser at x_t of each sample's step.
+
+    In the wider dtype of a request's `x_0`, `encoded` and denoiser, also under `torch.autocast`.
 
     Args:
-        denoiser: a `models.denoiser.Denoiser`.
-        x_0: (B, T, C), normalised.
-        t: (B,) int64 in 1..N.
-        encoded: (B, S, W) condition, from `models.condition.ConditionEncoder`.
-        noise: the key of the noise in x_t and x_{t-1}.
-        token_mask, key_mask: (B, T), (B, S) bool, True at real tokens and where the condition has a key.
         backend: see `rohydr_fast.explain`.
 
     Raises:
         UsageError: a shape or dtype that does not fit.
         BackendUnavailable: the named backend cannot run this call.
 
-    Cost: on "cpp" one native call for the modulation, and one for the rest together with all of its gradients.
+    Cost: on "cpp" one native call for all, with all of its gradients.
     """
+    return diffusion_losses([_term(request) for request in requests], backend=backend)
+
+
+def _term(request: DenoisingRequest) -> LossTerm:
+    process, denoiser, x_0, t, encoded, noise, token_mask, key_mask = request
     weights = denoiser.weights()
     dtype = torch.promote_types(torch.promote_types(x_0.dtype, encoded.dtype), weights.in_weight.dtype)
-    x_0, encoded = x_0.to(dtype), encoded.to(dtype)
-    return diffusion_loss(
+    x_0 = x_0.to(dtype)
+    return LossTerm(
         x_0,
         process.rows(t, x_0),
         denoiser.position(x_0.shape[1]).to(dtype),
-        denoiser.modulation(t, dtype),
-        encoded,
-        *denoiser.condition_layers(),
+        denoiser.time_features(t, x_0),
+        encoded.to(dtype),
+        *denoiser.conditioning_layers(),
         weights,
         noise,
-        loss=process.loss,
-        num_heads=denoiser.num_heads,
-        token_mask=token_mask,
-        key_mask=key_mask,
-        backend=backend,
+        process.loss,
+        denoiser.num_heads,
+        token_mask,
+        key_mask,
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.conditioning import Conditioning, conditioning
-from ..ops.denoiser import DenoiserWeights, Modulation, denoiser
+from ..ops.denoiser import DenoiserWeights, denoiser
 from ..ops.denoiser_block import BlockWeights
 from .sequences import positions, sinusoidal
 
@@ -71,33 +71,27 @@ class Denoiser(nn.Module):
 
         In the wider dtype of `encoded` and the parameters, computed in float32 if that is a half.
         """
-        return self._conditioning(timesteps, encoded, self.condition_layers())
-
-    def modulation(self, timesteps: Tensor, dtype: torch.dtype) -> Modulation:
-        """Shift, scale and gate alone, (K, L, 9, W) and (K, 2, W), see `conditioning`.
-
-        In `dtype` or, if that is wider, the parameters'.
-        """
-        nobody = self.out.weight.new_empty(0, 1, self.width, dtype=dtype)
-        unused = tuple([[tensor.detach() for tensor in tensors] for tensors in self.condition_layers()])
-        return self._conditioning(timesteps, nobody, unused).modulation
-
-    def condition_layers(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights (2 W, W) and biases (2 W,) of each block that make K and V of the condition."""
-        return _transposed([block._modules["kv"] for block in self.blocks])
-
-    def _conditioning(
-        self, timesteps: Tensor, encoded: Tensor, condition: tuple[list[Tensor], list[Tensor]]
-    ) -> Conditioning:
-        tables = [*[block._modules["modulation"] for block in self.blocks], self.final_modulation]
-        parameters = [a + b for a, b in zip(_transposed([self.time[0], self.time[2], *tables]), condition, strict=True)]
-        wider = torch.promote_types(encoded.dtype, parameters[0][0].dtype)
+        layers = self.conditioning_layers()
+        wider = torch.promote_types(encoded.dtype, layers[0][0].dtype)
         dtype = torch.promote_types(wider, torch.float32)
-        if parameters[0][0].dtype != dtype:
-            parameters = [_converted(tensors, dtype) for tensors in parameters]
-        features = sinusoidal(timesteps, TIME_FEATURES, device=encoded.device).to(dtype)
-        found = conditioning(features, encoded.to(dtype), *parameters)
+        if layers[0][0].dtype != dtype:
+            layers = [_converted(tensors, dtype) for tensors in layers]
+        encoded = encoded.to(dtype)
+        found = conditioning(self.time_features(timesteps, encoded), encoded, *layers)
         return found if wider == dtype else found.to(wider)
+
+    def conditioning_layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of the 3 + 2 L layers of `ops.conditioning`."""
+        members = [block._modules for block in self.blocks]
+        tables, condition = [block["modulation"] for block in members], [block["kv"] for block in members]
+        layers = [self.time[0], self.time[2], *tables, self.final_modulation, *condition]
+        pairs = [_parameters(layer) for layer in layers]
+        return [weight for weight, _ in pairs], [bias for _, bias in pairs]
+
+    def time_features(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """What the time embedding reads of `timesteps` (K,), values 1..N: (K, 256), float32 where `like` is a half."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return sinusoidal(timesteps, TIME_FEATURES, device=like.device).to(dtype)
 
     def position(self, tokens: int) -> Tensor:
         """Positions (T, W) added to the embedded tokens."""
@@ -134,12 +128,6 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling() or "weight" not in own or "bias" not in own:  # parametrized: no parameters
         return layer.weight, layer.bias
     return own["weight"], own["bias"]
-
-
-def _transposed(layers: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights of linear layers, and their biases."""
-    pairs = [_parameters(layer) for layer in layers]
-    return [weight for weight, _ in pairs], [bias for _, bias in pairs]
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..diffusion.process import DiffusionProcess, denoising_loss
+from ..diffusion.process import DenoisingRequest, DiffusionProcess
 from ..diffusion.sampler import SampleRequest
 from ..diffusion.schedule import Schedule
 from ..modalities import MODALITIES
@@ -40,8 +40,8 @@ class HDDM(nn.Module):
         """The Philox key of these samples' noise for this modality."""
         return NoiseKey(seed, sample_ids, self.modality_index)
 
-    def eq3_loss(self, x_m: Sequence, encoded: Tensor, key_mask: Tensor, noise: NoiseKey) -> Tensor:
-        """L_HDDM of this modality: Eq. 3 at one random step for each sample.
+    def eq3_request(self, x_m: Sequence, encoded: Tensor, key_mask: Tensor, noise: NoiseKey) -> DenoisingRequest:
+        """L_HDDM of this modality, Eq. 3 at one random step for each sample, for `denoising_losses`.
 
         Args:
             x_m: the ground truth, (B, T, C); detached here.
@@ -51,9 +51,7 @@ class HDDM(nn.Module):
         x_0 = self.norm(x_m.x.detach())
         u = philox.uniform(noise.seed, noise.sample_ids, modality=noise.modality, stream=philox.Stream.TIME, count=1)
         t = (u[:, 0].to(x_0.device) * self.schedule.num_steps).long() + 1
-        return denoising_loss(
-            self.process, self.denoiser, x_0, t, encoded, noise, token_mask=x_m.mask(), key_mask=key_mask
-        )
+        return DenoisingRequest(self.process, self.denoiser, x_0, t, encoded, noise, x_m.mask(), key_mask)
 
     def request(
         self,

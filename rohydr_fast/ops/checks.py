@@ -45,9 +45,9 @@ def _names_strangers(check: Callable) -> Callable:
             raise
         except Exception as error:
             given = dict(zip(parameters[1:], args, strict=False)) | options
-            chain = given.pop("chain", None)
-            if chain is not None:
-                given = chain._asdict()
+            for name in ("chain", "term"):
+                if name in given:
+                    given = given[name]._asdict()
             for name, value in given.items():
                 _name_stranger(op, name, value)
             advice = "Compare them with the op's docstring."
@@ -163,11 +163,8 @@ def check_conditioning(op: str, features: Tensor, encoded: Tensor, weights, bias
     width = weights[0].shape[0] if weights[0].dim() == 2 else None
     _check_shape(op, "weights[0]", weights[0], (width, features.shape[1]))
     check_like(op, "encoded", encoded, (None, None, width), features)
-    layers = (count - 3) // 2
-    outputs = [width, width, *[9 * width] * layers, *[2 * width] * (layers + 1)]
-    shapes = [(rows, width) for rows in outputs]
-    shapes[0] = (width, features.shape[1])
-    for name, tensors, wanted in (("weights", weights, shapes), ("biases", biases, [(rows,) for rows in outputs])):
+    shapes = _conditioning_shapes((count - 3) // 2, width, features.shape[1])
+    for name, tensors, wanted in (("weights", weights, shapes[0]), ("biases", biases, shapes[1])):
         facts = [(tensor.dtype, tensor.device, tensor.layout) for tensor in tensors]
         known = facts.count((features.dtype, features.device, torch.strided))
         if [t.shape for t in tensors] != wanted or known != count:
@@ -188,41 +185,40 @@ def check_chain(op: str, chain) -> None:
 
 
 @_names_strangers
-def check_diffusion_loss(
-    op, x_0, rows, position, modulation, encoded, kv_weights, kv_biases, weights, noise, *, loss, num_heads, token_mask,
-    key_mask,
-) -> None:  # fmt: skip
-    """What `diffusion_loss.reference.diffusion_loss` says of its arguments."""
+def check_diffusion_loss(op: str, term) -> None:
+    """What `diffusion_loss.reference.diffusion_loss` says of its arguments, `term` a `LossTerm` of that module."""
+    x_0, encoded, features = term.x_0, term.encoded, term.features
     _check_float(op, "x_0", x_0, "(B, T, C)")
     batch, tokens, channels = x_0.shape
-    if loss not in LOSSES:
-        fail(op, "loss", f"be one of {', '.join(LOSSES)}", repr(loss), "Choose one of these.")
-    check_like(op, "rows", rows, (batch, 11), x_0)
-    _check_finite(op, "rows", rows, "Use DiffusionProcess.rows.")
+    if term.loss not in LOSSES:
+        fail(op, "loss", f"be one of {', '.join(LOSSES)}", repr(term.loss), "Choose one of these.")
+    check_like(op, "rows", term.rows, (batch, 11), x_0)
+    _check_finite(op, "rows", term.rows, "Use DiffusionProcess.rows.")
     check_like(op, "encoded", encoded, (batch, None, None), x_0)
     keys, width = encoded.shape[1:]
-    check_heads(op, width, num_heads)
+    check_heads(op, width, term.num_heads)
     _check_keys(op, keys)
-    check_like(op, "position", position, (tokens, width), x_0)
-    layers = len(kv_weights)
-    if len(weights.blocks) != layers or len(kv_biases) != layers:
-        got = f"{len(weights.blocks)}, {layers} and {len(kv_biases)}"
-        names = "weights.blocks, kv_weights and kv_biases"
-        fail(op, names, "have one entry for each block", got, "Pass as many of each.")
-    leading = ()
-    if modulation.final.dim() == 3:
-        leading = (modulation.final.shape[0] if modulation.final.shape[0] == 1 else batch,)
-    check_like(op, "modulation.blocks", modulation.blocks, (*leading, layers, 9, width), x_0)
-    check_like(op, "modulation.final", modulation.final, (*leading, 2, width), x_0)
-    _check_denoiser_weights(op, weights, layers, width, channels, x_0)
-    for i, (weight, bias) in enumerate(zip(kv_weights, kv_biases, strict=True)):
-        shapes = [(2 * width, width), (2 * width,)]
-        if not _fit((weight, bias), shapes, x_0):
-            names = (f"kv_weights[{i}]", f"kv_biases[{i}]")
-            _name_wrong_weight(op, "", names, (weight, bias), shapes, x_0)
-    check_mask(op, "token_mask", token_mask, (batch, tokens), x_0)
-    check_mask(op, "key_mask", key_mask, (batch, keys), x_0)
-    _check_noise(op, noise, batch)
+    check_like(op, "position", term.position, (tokens, width), x_0)
+    _check_shape(op, "features", features, (1 if features.shape[:1] == (1,) else batch, None))
+    dtype = torch.promote_types(x_0.dtype, torch.float32)
+    if features.dtype != dtype or features.device != x_0.device:
+        got = f"{features.dtype} on {features.device}"
+        fail(op, "features", f"be {dtype} on {x_0.device}", got, "Convert it with .to().")
+    layers = len(term.weights.blocks)
+    if len(term.layer_weights) != 3 + 2 * layers or len(term.layer_biases) != 3 + 2 * layers:
+        got = f"{len(term.layer_weights)} and {len(term.layer_biases)}"
+        advice = "Pass one bias for each weight."
+        fail(op, "layer_weights and layer_biases", f"be {3 + 2 * layers} each, for {layers} blocks", got, advice)
+    _check_denoiser_weights(op, term.weights, layers, width, channels, x_0)
+    shapes = _conditioning_shapes(layers, width, features.shape[1])
+    for name, wanted in zip(("layer_weights", "layer_biases"), shapes, strict=True):
+        tensors = getattr(term, name)
+        if not _fit(tensors, wanted, x_0):
+            names = [f"{name}[{i}]" for i in range(len(wanted))]
+            _name_wrong_weight(op, "", names, tensors, wanted, x_0)
+    check_mask(op, "token_mask", term.token_mask, (batch, tokens), x_0)
+    check_mask(op, "key_mask", term.key_mask, (batch, keys), x_0)
+    _check_noise(op, term.noise, batch)
 
 
 def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
@@ -294,6 +290,12 @@ def _block_shapes(width: int, fc1_bias: Tensor) -> list[tuple[int | None, ...]]:
     square, row = (width, width), (width,)
     attention = [(3 * width, width), (3 * width,), square, row, square, row, square, row]
     return [*attention, (hidden, width), (hidden,), (width, hidden), row]
+
+
+def _conditioning_shapes(layers: int, width: int | None, inputs: int) -> tuple[list[tuple], list[tuple]]:
+    """Of the weights and biases of `conditioning`."""
+    outputs = [width, width, *[9 * width] * layers, *[2 * width] * (layers + 1)]
+    return [(width, inputs), *[(rows, width) for rows in outputs[1:]]], [(rows,) for rows in outputs]
 
 
 def _fit(weights, shapes, like: Tensor) -> bool:

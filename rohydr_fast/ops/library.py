@@ -174,8 +174,8 @@ _CPU = {
     "philox_normal": _philox_normal,
     "conditioning": conditioning.run,
     "conditioning_backward": conditioning.run_backward,
-    "diffusion_loss": diffusion_loss.run,
-    "diffusion_loss_backward": diffusion_loss.run_backward,
+    "diffusion_losses": diffusion_loss.run,
+    "diffusion_losses_backward": diffusion_loss.run_backward,
     **gradients.CPU,
 }
 _CUDA = {
@@ -197,8 +197,8 @@ _FAKE = {
     ),
     "conditioning": conditioning.allocate,
     "conditioning_backward": conditioning.allocate_backward,
-    "diffusion_loss": diffusion_loss.allocate,
-    "diffusion_loss_backward": diffusion_loss.allocate_backward,
+    "diffusion_losses": diffusion_loss.allocate,
+    "diffusion_losses_backward": diffusion_loss.allocate_backward,
     **gradients.FAKE,
 }
 
@@ -206,8 +206,8 @@ _FAKE = {
 _FORMULAS = {
     "conditioning": (conditioning.formula, conditioning.setup_context),
     "conditioning_backward": (gradients.once("conditioning_backward"), None),
-    "diffusion_loss": (diffusion_loss.formula, diffusion_loss.setup_context),
-    "diffusion_loss_backward": (gradients.once("diffusion_loss_backward"), None),
+    "diffusion_losses": (diffusion_loss.formula, diffusion_loss.setup_context),
+    "diffusion_losses_backward": (gradients.once("diffusion_losses_backward"), None),
     **gradients.FORMULAS,
 }
 

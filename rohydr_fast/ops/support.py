@@ -19,7 +19,7 @@ Verdict = tuple[bool, str]
 
 NATIVE_DTYPES = ("float32", "float64")
 CUDA_DTYPES = ("float32", "bfloat16")
-NO_NATIVE_GRADIENT = ("position", "coefficients", "x_0", "rows", "bfloat16 weights")
+NO_NATIVE_GRADIENT = ("position", "coefficients", "x_0", "rows", "features", "bfloat16 weights")
 """Inputs of the fused operations for which the native core has no gradient."""
 
 

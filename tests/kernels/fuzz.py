@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from . import driver
-from .loss_call import loss_call
+from .loss_call import loss_term
 from .valid_calls import LOOPS, PARAMETERS, SAMPLES, STEPS, TOKENS, Call
 
 DTYPES = [
@@ -48,7 +48,7 @@ class Values:
         self.calls = {name: Call(name) for name in PARAMETERS}
         self.valid = [v for call in self.calls.values() for v in call.values.values() if isinstance(v, np.ndarray)]
         networks = [self.calls["denoiser_block"], self.calls["denoiser"]]
-        self.loss = list(loss_call().values())
+        self.loss = tuple(loss_term().values())
         self.packed = [call.values["packed"] for call in networks]
         self.weights = [[driver.array(t) for t in driver.flat(call.arguments["weights"])] for call in networks]
 
@@ -117,7 +117,7 @@ class Values:
         if name == "conditioning_backward":
             return conditioning_backward_arguments()
         if name == "diffusion_loss":
-            return self.loss
+            return [[self.loss], 1]
         return None
 
     def with_a_change(self, arguments: list | tuple) -> list | tuple:

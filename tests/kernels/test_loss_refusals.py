@@ -5,70 +5,98 @@ import pytest
 import torch
 
 from . import driver
-from .loss_call import loss_call, run, untouched
+from .loss_call import loss_term, run, untouched
 from .valid_calls import NO_INTEGERS, read_only, wrong_arrays
 
-ARRAYS = [name for name, value in loss_call().items() if isinstance(value, np.ndarray) and name != "out"]
+ARRAYS = [name for name, value in loss_term().items() if isinstance(value, np.ndarray) and name != "out"]
 LEADING = {
     "x_0": "rows|encoded|position",
     "encoded": "the condition|position|key_mask",
-    "modulation_blocks": "modulation_final",
+    "features": "layers[0]",
 }
 """Where sizes are read from: when one of these is wrong, another may be named instead."""
 
 
 def refused(call: dict, name: str, value, label: str = "") -> None:
     with pytest.raises(ValueError) as caught:
-        run(call, **{name: value})
-    message = str(caught.value)
-    assert any(message.startswith(f"diffusion_loss: {one}") for one in (name, *LEADING.get(name, name).split("|"))), (
-        f"{label}: {message}"
-    )
+        run(loss_term(), call | {name: value})
+    message, names = str(caught.value), (name, *LEADING.get(name, name).split("|"))
+    starts = [f"diffusion_loss: {place}{one}" for one in names for place in ("terms[1].", "")]
+    assert message.startswith(tuple(starts)), f"{label}: {message}"
     assert message.endswith("."), f"{label}: {message}"
     assert untouched(call), f"{label}: something was written"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_call_itself_is_valid(dtype):
-    call = loss_call(dtype)
+    call = loss_term(dtype)
     run(call)
     assert np.isfinite(call["out"]).all() and np.isfinite(call["gradients"]).all()
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_that_do_not_fit(name):
-    call = loss_call()
+    call = loss_term()
     optional = name.endswith("_mask") or name == "gradients"
     for label, value in [*wrong_arrays(call[name]), *([] if optional else [("None", None)])]:
         refused(call, name, value, label)
 
 
 def test_no_place_for_the_loss():
-    call = loss_call()
+    call = loss_term()
     for value in (None, 0.0, [0.0], read_only(call["out"]), call["out"].astype(np.float64), np.zeros(2, np.float32)):
         refused(call, "out", value)
 
 
-@pytest.mark.parametrize("name", ["seed", "modality", "threads"])
+@pytest.mark.parametrize("name", ["seed", "modality"])
 def test_integers_that_are_none(name):
-    call = loss_call()
+    call = loss_term()
     for value in NO_INTEGERS:
         refused(call, name, value)
 
 
+def test_threads_that_are_none():
+    for value in NO_INTEGERS:
+        call = loss_term()
+        with pytest.raises(ValueError, match="diffusion_loss: threads must be"):
+            run(call, threads=value)
+        assert untouched(call)
+
+
+def test_terms_that_are_none():
+    term = tuple(loss_term().values())
+    for value in (None, 0, "terms", {}, set()):
+        with pytest.raises(ValueError, match="diffusion_loss: terms must be a list, got "):
+            driver.CORE.diffusion_loss(value, 1)
+    for value in ([None], [[*term]], [term, term[:-1]], [(*term, None)], [()]):
+        with pytest.raises(ValueError, match=r"diffusion_loss: terms\[[01]\] must be a tuple of 15, got "):
+            driver.CORE.diffusion_loss(value, 1)
+    driver.CORE.diffusion_loss([], 1)
+
+
+def test_layers_that_do_not_fit():
+    call = loss_term()
+    layers = call["layers"]
+    for wrong in (None, list(layers), layers[:-1], (), layers[0]):
+        refused(call, "layers", wrong)
+    for i, layer in enumerate(layers):
+        for label, wrong in [*wrong_arrays(layer), ("None", None)]:
+            refused(call, "layers", (*layers[:i], wrong, *layers[i + 1 :]), f"layer {i}: {label}")
+
+
 @pytest.mark.parametrize("loss", ["l2", "", None, 0, b"nll", ["nll"]])
 def test_an_unknown_loss(loss):
-    refused(loss_call(), "loss", loss)
+    refused(loss_term(), "loss", loss)
 
 
 def test_a_sample_id_out_of_range():
-    call = loss_call()
+    call = loss_term()
     refused(call, "sample_ids", call["sample_ids"] + 2**48)
     refused(call, "sample_ids", call["sample_ids"] - 1000)
 
 
 def test_weights_of_another_kind():
-    call, given = loss_call(), np.ones
+    call, given = loss_term(), np.ones
     block = driver.CORE.pack_block([given(shape, np.float32) for shape in block_shapes(16)], 4, False)
     for packed in (None, "packed", block):
         refused(call, "packed", packed)
@@ -81,7 +109,7 @@ def block_shapes(width: int) -> list[tuple[int, ...]]:
 
 
 def test_gradients_that_do_not_fit():
-    call = loss_call()
+    call = loss_term()
     row = call["gradients"]
     for wrong in ([], (), (row,), read_only(row)):
         refused(call, "gradients", wrong)

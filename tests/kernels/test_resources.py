@@ -15,11 +15,12 @@ import pytest
 from tests.ops.gradient_cases import direction
 
 from . import backward, cases, driver
+from .loss_call import loss_term
 from .valid_calls import LOOPS, PARAMETERS, Call
 
 pytestmark = driver.needs_core
 
-CALLS = 70_000  # of seven operations, three of them ways back
+CALLS = 70_000  # of eight operations, three of them ways back, and Eq. 3
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="no /proc to read memory and threads from"
 )
@@ -54,7 +55,8 @@ def small_calls(threads: int):
         values = tuple(Call(operation).values.values())
         arguments = ([values],) if operation in LOOPS else values
         functions.append(functools.partial(getattr(driver.CORE, operation), *arguments, threads))
-    return functions
+    term = tuple(loss_term().values())
+    return [*functions, functools.partial(driver.CORE.diffusion_loss, [term], threads)]
 
 
 @needs_proc

@@ -103,17 +103,16 @@ def loss_inputs(
     """Keyword arguments of `diffusion_loss`; without `rows` one modulation for all."""
     denoiser = make_denoiser(dtype=dtype).requires_grad_(False)
     t = torch.arange(1, 1 + batch) * 300
-    modulation = denoiser.modulation(t if rows else t.new_tensor([5]), dtype)
-    kv_weights, kv_biases = denoiser.condition_layers()
+    layer_weights, layer_biases = denoiser.conditioning_layers()
     x_0 = torch.randn(batch, tokens, CHANNELS, dtype=dtype)
     return {
         "x_0": x_0,
         "rows": DiffusionProcess(Schedule(), "eps").rows(t, x_0),
         "position": denoiser.position(tokens),
-        "modulation": modulation if rows else Modulation(*[part[0] for part in modulation]),
+        "features": denoiser.time_features(t if rows else t.new_tensor([5]), x_0),
         "encoded": torch.randn(batch, keys, WIDTH, dtype=dtype),
-        "kv_weights": kv_weights,
-        "kv_biases": kv_biases,
+        "layer_weights": layer_weights,
+        "layer_biases": layer_biases,
         "weights": denoiser.weights(),
         "noise": NoiseKey(seed, torch.arange(batch) + 100, 2),
         "loss": loss,

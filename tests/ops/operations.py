@@ -3,12 +3,15 @@
 import torch
 
 from rohydr_fast import _native
+from rohydr_fast.ops.diffusion_loss import LossTerm
+from rohydr_fast.ops.diffusion_loss.operation import TermLists
 from rohydr_fast.ops.library import signed
 from rohydr_fast.ops.packing import as_array, as_optional_array
 from rohydr_fast.ops.reverse_loop import Chain
 from tests.ops.inputs import (
     BATCH,
     CHANNELS,
+    HEADS,
     TOKENS,
     attention_inputs,
     block_inputs,
@@ -19,6 +22,8 @@ from tests.ops.inputs import (
 )
 
 OPS = torch.ops.rohydr_fast
+OTHER = dict(masked=False, keys=4, rows=False, loss="kl", seed=7)
+"""What the second of two terms of Eq. 3 has."""
 
 
 def attention_operation(**options) -> tuple:
@@ -60,21 +65,23 @@ def loops_way_back(**options) -> tuple:
     return OPS.reverse_loops_backward.default, (gradients, states, tapes, *lists[1:])
 
 
-def loss_operation(gradients=True, **options) -> tuple:
-    given = loss_inputs(**options)
-    condition = [tensor for pair in zip(given["kv_weights"], given["kv_biases"], strict=True) for tensor in pair]
-    tables = (given["position"], *given["modulation"], given["encoded"])
-    seed, ids, modality = given["noise"]
-    key = (given["num_heads"], signed(seed), ids, modality, given["loss"])
-    rest = (given.get("token_mask"), given.get("key_mask"), gradients)
-    weights = [*given["weights"].tensors(), *condition]
-    return OPS.diffusion_loss.default, (given["x_0"], given["rows"], *tables, weights, *key, *rest)
+def losses_operation(gradients=True, masked=True, **options) -> tuple:
+    """Two terms that differ in their sizes and their loss."""
+    terms = [LossTerm(**loss_inputs(masked=masked, **options)), LossTerm(**loss_inputs(**{**options, **OTHER}))]
+    tensors = [term.parameters() for term in terms]
+    lists = [[getattr(term, name) for term in terms] for name in ("x_0", "rows", "position", "features", "encoded")]
+    lists += [[term.noise.sample_ids for term in terms], [term.token_mask for term in terms]]
+    lists += [[term.key_mask for term in terms], [tensor for part in tensors for tensor in part]]
+    numbers = [[len(part) for part in tensors], [HEADS, HEADS], [signed(term.noise.seed) for term in terms], [2, 2]]
+    return OPS.diffusion_losses.default, (*lists, *numbers, [term.loss for term in terms], gradients)
 
 
-def loss_way_back(**options) -> tuple:
-    operation, args = loss_operation(**options)
-    _, gradients = operation(*args)
-    return OPS.diffusion_loss_backward.default, (torch.randn(()).to(args[0]), gradients, [*args[3:6], *args[6]])
+def losses_way_back(**options) -> tuple:
+    operation, args = losses_operation(**options)
+    values, gradients = operation(*args)
+    lists = TermLists(*args)
+    inputs = [tensor for tensors in lists.inputs() for tensor in tensors]
+    return OPS.diffusion_losses_backward.default, (torch.randn_like(values), gradients, lists.sizes(), inputs)
 
 
 def normal_operation(masked=True, batch=BATCH, tokens=TOKENS, dtype=None, **options) -> tuple:
@@ -119,7 +126,7 @@ OPERATIONS = {
     "denoiser_block_backward": way_back(block_operation),
     "denoiser_backward": way_back(denoiser_operation),
     "reverse_loops_backward": loops_way_back,
-    "diffusion_loss": loss_operation,
-    "diffusion_loss_backward": loss_way_back,
+    "diffusion_losses": losses_operation,
+    "diffusion_losses_backward": losses_way_back,
     "philox_normal": normal_operation,
 }

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rohydr_fast.config import LOSSES, PREDICTIONS
-from rohydr_fast.diffusion.process import DiffusionProcess, denoising_loss
+from rohydr_fast.diffusion.process import DenoisingRequest, DiffusionProcess, denoising_losses
 from rohydr_fast.diffusion.schedule import Schedule
 from rohydr_fast.errors import BackendUnavailable, UsageError
 from rohydr_fast.models.denoiser import Denoiser
-from rohydr_fast.ops.diffusion_loss import diffusion_loss
+from rohydr_fast.ops.diffusion_loss import LossTerm, diffusion_loss, diffusion_losses
 from rohydr_fast.ops.diffusion_loss.reference import COLUMNS
 from rohydr_fast.ops.reverse_loop import NoiseKey
 from tests.kernels.driver import ISAS
@@ -48,18 +48,30 @@ class Problem:
                 self.masks[name] = mask
         self.process = DiffusionProcess(Schedule(), prediction, loss)
 
+    def request(self, dtype, encoded) -> DenoisingRequest:
+        return DenoisingRequest(
+            self.process, self.denoiser, self.x_0.to(dtype), self.t, encoded, self.noise, **self.masks
+        )
+
     def gradients(self, dtype, backend, scale=1.0) -> dict[str, Tensor]:
         """The loss, and the gradient of everything that has one, of `scale` times it."""
-        denoiser = self.denoiser.to(dtype)
-        denoiser.zero_grad()
-        encoded = self.encoded.detach().to(dtype, copy=True).requires_grad_()
-        value = denoising_loss(
-            self.process, denoiser, self.x_0.to(dtype), self.t, encoded, self.noise, **self.masks, backend=backend
-        )
-        (scale * value).backward()
-        found = {name: parameter.grad.clone() for name, parameter in denoiser.named_parameters()}
-        self.denoiser.float()
-        return {"loss": value.detach(), "encoded": encoded.grad, **found}
+        return gradients([self], dtype, backend, [scale])[0]
+
+
+def gradients(problems: list[Problem], dtype, backend, scales) -> list[dict[str, Tensor]]:
+    """Those of each problem, of the sum of their scaled losses by one call."""
+    leaves = [problem.encoded.detach().to(dtype, copy=True).requires_grad_() for problem in problems]
+    for problem in problems:
+        problem.denoiser.to(dtype).zero_grad()
+    requests = [problem.request(dtype, encoded) for problem, encoded in zip(problems, leaves, strict=True)]
+    values = denoising_losses(requests, backend=backend)
+    sum(scale * value for scale, value in zip(scales, values, strict=True)).backward()
+    results = []
+    for problem, value, encoded in zip(problems, values, leaves, strict=True):
+        found = {name: parameter.grad.clone() for name, parameter in problem.denoiser.named_parameters()}
+        problem.denoiser.float()
+        results.append({"loss": value.detach(), "encoded": encoded.grad, **found})
+    return results
 
 
 def distance(found: Tensor, exact: Tensor, size: float | None = None) -> float:
@@ -130,8 +142,46 @@ def test_every_instruction_set_and_any_number_of_threads(isa, loss, monkeypatch)
     for threads in (2, 3, 8, 1):
         torch.set_num_threads(threads)
         again = problem.gradients(torch.float32, "cpp")
-        own = [name for name in first if not ("modulation" in name or name.startswith("time"))]  # not torch's products
-        assert len(own) == 2 + 4 + 14 * 2 and all(torch.equal(again[name], first[name]) for name in own)
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_several_at_once_are_what_each_is_alone():
+    """Other sizes, losses and masks side by side, on any number of threads: every bit, and a term without tokens."""
+    problems = [
+        Problem(16, 4, 2, 6, 3, 5, 7, "v", "hybrid", 1),
+        Problem(24, 3, 1, 10, 11, 17, 23, "eps", "nll", 5),
+        Problem(16, 2, 2, 6, 4, 0, 2, "x0", "kl", 3, masked=False),
+        Problem(32, 4, 1, 3, 9, 20, 8, "x0", "kl", 3, masked=False),
+    ]
+    scales = [1.0, -2.0, 1.0, 0.5]
+    alone = [p.gradients(torch.float32, "cpp", scale) for p, scale in zip(problems, scales, strict=True)]
+    assert all(found["time.0.weight"].any() for found in (alone[0], alone[1], alone[3]))
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        for found, expected in zip(gradients(problems, torch.float32, "cpp", scales), alone, strict=True):
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_loss_that_nobody_uses_has_a_gradient_of_zero():
+    problems = [Problem(16, 4, 1, 6, 3, 5, 7, "v", "hybrid", seed) for seed in (1, 2)]
+    encoded = [problem.encoded.clone().requires_grad_() for problem in problems]
+    requests = [problem.request(torch.float32, leaf) for problem, leaf in zip(problems, encoded, strict=True)]
+    denoising_losses(requests, backend="cpp")[1].backward()
+    assert encoded[1].grad.any() and not encoded[0].grad.any()
+
+
+def test_of_no_term_there_is_no_loss():
+    assert denoising_losses([]) == []
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_what_is_wrong_with_one_of_several_names_it(backend):
+    given = loss_inputs()
+    short = LossTerm(**{**given, "rows": given["rows"][1:]})
+    with pytest.raises(UsageError, match=r"diffusion_losses, term 1: rows must have shape \(3, 11\)"):
+        diffusion_losses([LossTerm(**given), short], backend=backend)
+    with pytest.raises(UsageError, match="term 1: x_0 must be torch.float32 on cpu as in term 0, got torch.float64"):
+        diffusion_losses([LossTerm(**given), LossTerm(**loss_inputs(dtype=torch.float64))], backend=backend)
 
 
 def test_the_gradient_of_a_multiple_is_the_multiple():
@@ -146,14 +196,21 @@ def test_the_gradient_of_a_multiple_is_the_multiple():
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_gradcheck(backend, rows):
     given = loss_inputs(batch=2, tokens=3, keys=4, dtype=torch.float64, rows=rows, loss="nll")
-    leaves = [given["encoded"], *given["modulation"], given["kv_weights"][1], given["weights"].blocks[0].fc1_weight]
+    time, block, final, kv = 1, 3, 4, 6  # of the time embedding, the last block's modulation, the final one, K and V
+    leaves = [given["layer_weights"][time][:, :3], *[given["layer_weights"][i][:5] for i in (block, final, kv)]]
+    leaves += [given["encoded"], *given["layer_biases"][:2], given["weights"].blocks[0].fc1_weight[:7]]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
 
-    def function(encoded, blocks, final, kv, fc1):
-        first = given["weights"].blocks[0]._replace(fc1_weight=fc1)
+    def function(time_part, block_part, final_part, kv_part, encoded, first_bias, second_bias, fc1_part):
+        layers, biases = list(given["layer_weights"]), [first_bias, second_bias, *given["layer_biases"][2:]]
+        layers[time] = torch.cat([time_part, layers[time][:, 3:]], 1)
+        for i, part in ((block, block_part), (final, final_part), (kv, kv_part)):
+            layers[i] = torch.cat([part, layers[i][5:]])
+        first = given["weights"].blocks[0]
+        first = first._replace(fc1_weight=torch.cat([fc1_part, first.fc1_weight[7:]]))
         weights = given["weights"]._replace(blocks=(first, *given["weights"].blocks[1:]))
-        changed = dict(encoded=encoded, modulation=type(given["modulation"])(blocks, final), weights=weights)
-        return diffusion_loss(**{**given, **changed, "kv_weights": [given["kv_weights"][0], kv]}, backend=backend)
+        changed = dict(encoded=encoded, layer_weights=layers, layer_biases=biases, weights=weights)
+        return diffusion_loss(**{**given, **changed}, backend=backend)
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -218,16 +275,18 @@ def test_inputs_stay_as_they_are_and_any_layout_gives_the_same():
 
 def test_bfloat16_weights_are_widened():
     given = loss_inputs()
-    half = dict(weights=given["weights"].to(torch.bfloat16), kv_weights=[w.bfloat16() for w in given["kv_weights"]])
-    wide = dict(weights=half["weights"].to(torch.float32), kv_weights=[w.float() for w in half["kv_weights"]])
+    layers = [w.bfloat16() for w in given["layer_weights"]]
+    half = dict(weights=given["weights"].to(torch.bfloat16), layer_weights=layers)
+    wide = dict(weights=half["weights"].to(torch.float32), layer_weights=[w.float() for w in layers])
     found = [diffusion_loss(**{**given, **weights}, backend="cpp").item() for weights in (half, wide)]
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", ["encoded", "kv_weights", "weights"])
+@pytest.mark.parametrize("name", ["encoded", "layer_weights", "weights"])
 def test_what_changed_in_place_before_the_way_back_is_torchs_error(name):
     given = loss_inputs()
-    tensor = {"encoded": given["encoded"], "kv_weights": given["kv_weights"][0], "weights": given["weights"].in_weight}
+    layer, weight = given["layer_weights"][0], given["weights"].in_weight
+    tensor = {"encoded": given["encoded"], "layer_weights": layer, "weights": weight}
     tensor[name].requires_grad_()
     value = diffusion_loss(**given, backend="cpp")
     with torch.no_grad():
@@ -236,15 +295,31 @@ def test_what_changed_in_place_before_the_way_back_is_torchs_error(name):
         value.backward()
 
 
+def test_a_graph_that_is_kept_goes_back_again(monkeypatch):
+    """Gradients are the caller's to change, and those of the next time are right all the same."""
+    given, calls = loss_inputs(), spy_on_core(monkeypatch)
+    leaf = given["weights"].in_weight.requires_grad_()
+    value = diffusion_loss(**given, backend="cpp")
+    first = torch.autograd.grad(2 * value, leaf, retain_graph=True)[0]
+    expected = first.clone()
+    first.fill_(math.nan)
+    value.backward(retain_graph=True)
+    assert torch.equal(2 * leaf.grad, expected)
+    value.backward()
+    assert torch.equal(leaf.grad, expected) and len(calls) == 3
+    with pytest.raises(RuntimeError, match="a second time"):
+        value.backward()
+
+
 def test_a_second_way_back_is_a_named_error():
     given = loss_inputs()
     encoded = given["encoded"].requires_grad_()
     gradient = torch.autograd.grad(diffusion_loss(**given, backend="cpp"), encoded, create_graph=True)[0]
-    with pytest.raises(BackendUnavailable, match="diffusion_loss: its gradient on backend 'cpp' must not be diff"):
+    with pytest.raises(BackendUnavailable, match="diffusion_losses: its gradient on backend 'cpp' must not be diff"):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["x_0", "rows", "position"])
+@pytest.mark.parametrize("name", ["x_0", "rows", "position", "features"])
 def test_a_gradient_that_the_core_does_not_have_is_the_references(name):
     given = loss_inputs()
     given[name] = given[name].clone().requires_grad_()
@@ -257,8 +332,12 @@ WRONG = {
     "x_0": (lambda given: given["x_0"][0], r"x_0 must be \(B, T, C\)"),
     "rows": (lambda given: given["rows"][:, 1:], r"rows must have shape \(3, 11\)"),
     "encoded": (lambda given: given["encoded"][:, :0], "at least one key"),
-    "kv_weights": (lambda given: given["kv_weights"][:1], "have one entry for each block, got 2, 1 and 2"),
-    "kv_biases": (lambda given: [given["kv_biases"][0], given["kv_biases"][1][1:]], r"kv_biases\[1\] must have shape"),
+    "features": (lambda given: given["features"][1:], r"features must have shape \(3, any\)"),
+    "layer_weights": (lambda given: given["layer_weights"][:6], "be 7 each, for 2 blocks, got 6 and 7"),
+    "layer_biases": (
+        lambda given: [*given["layer_biases"][:6], given["layer_biases"][6][1:]],
+        r"layer_biases\[6\] must",
+    ),
     "loss": (lambda given: "mse", "loss must be one of nll, kl, hybrid, got 'mse'"),
     "num_heads": (lambda given: 3, "num_heads must divide the width 16"),
     "token_mask": (lambda given: given["token_mask"].float(), "token_mask must be bool"),
@@ -289,9 +368,9 @@ def test_compiles_whole():
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(encoded):
-        return denoising_loss(problem.process, problem.denoiser, problem.x_0, problem.t, encoded, problem.noise)
+        return denoising_losses([problem.request(torch.float32, encoded)])[0]
 
+    problem.masks = {}
     encoded = problem.encoded.clone().requires_grad_()
     found = torch.autograd.grad(compiled(encoded), encoded)[0]
-    problem.masks = {}
     torch.testing.assert_close(found, problem.gradients(torch.float32, "cpp")["encoded"])

@@ -139,7 +139,7 @@ def test_a_stage_runs_its_chains_in_one_native_call_and_their_gradient_in_anothe
     run_stage(runner(TrainConfig(chain_grad=chain_grad)), STAGE_1, stage_batch(missing))
     of_op = {op: [call.chains for call in calls if call.op == op] for op in FUSED}
     assert of_op["reverse_loop"] == [2] and of_op["reverse_loop_backward"] == ways_back
-    assert of_op["diffusion_loss"] == [1, 1]  # Eq. 3, once for each modality, with its gradients
+    assert of_op["diffusion_loss"] == [2]  # Eq. 3 of both modalities, with its gradients
 
 
 def test_all_three_steps_of_the_chain_are_the_full_chain():

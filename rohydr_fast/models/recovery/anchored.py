@@ -6,7 +6,6 @@ from ... import losses
 from ...config import ModelConfig
 from ..sequences import Sequence, token_mask, zero_padding
 from .base import Condition, Supervision
-from .conditioned import ids_of
 from .diffusion import DiffusionRecovery
 from .normalised import NormalisedRecovery
 from .regress import Regressor
@@ -33,7 +32,7 @@ class AnchoredRecovery(NormalisedRecovery, DiffusionRecovery):
 
     def loss(self, given: Supervision) -> Tensor:
         """The anchor's squared error, and L_HDDM of what it leaves."""
-        total = given.label.new_zeros(())
+        total, residuals = given.label.new_zeros(()), []
         for target in given.targets():
             m, condition, truth = target[:3]
             anchor = self.regressor[m](truth.lengths, condition.encoded)
@@ -41,6 +40,5 @@ class AnchoredRecovery(NormalisedRecovery, DiffusionRecovery):
             residual = Sequence(x_m - anchor.detach(), truth.lengths)
             self.hddm[m].norm.update(residual.x, residual.mask())
             total = total + target.mean(losses.eq4_ur(anchor, x_m, residual.mask()))
-            noise = self.hddm[m].noise_key(given.seed, ids_of(condition, given.sample_ids))
-            total = total + target.mean(self.hddm[m].eq3_loss(residual, *condition.encoded, noise))
-        return total
+            residuals.append((target, residual))
+        return total + self._eq3(residuals, given)

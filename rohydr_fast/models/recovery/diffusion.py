@@ -3,12 +3,13 @@
 from torch import Tensor, nn
 
 from ...config import ModelConfig
+from ...diffusion.process import denoising_losses
 from ...diffusion.sampler import undefined_steps
 from ...diffusion.schedule import Schedule
 from ...ops.philox import derive_seed
 from ..generator import HDDM
 from ..sequences import Sequence
-from .base import Condition, Sequences, Supervision
+from .base import Condition, Sequences, Supervision, Target
 from .chained import ChainRecovery, Drawn, Requests
 from .conditioned import ids_of, make_denoiser
 
@@ -57,11 +58,18 @@ class DiffusionRecovery(ChainRecovery):
 
     def loss(self, given: Supervision) -> Tensor:
         """L_HDDM: Eq. 3 over the modalities that are missing and have ground truth."""
-        total = super().loss(given)
-        for target in given.targets():
+        return super().loss(given) + self._eq3([(target, target.truth) for target in given.targets()], given)
+
+    def _eq3(self, truths: list[tuple[Target, Sequence]], given: Supervision) -> Tensor:
+        """The sum of Eq. 3 over targets, each with what its HDDM should recover; all of them are one call."""
+        requests = []
+        for target, truth in truths:
             hddm, condition = self.hddm[target.modality], target.condition
             noise = hddm.noise_key(given.seed, ids_of(condition, given.sample_ids))
-            total = total + target.mean(hddm.eq3_loss(target.truth, *condition.encoded, noise))
+            requests.append(hddm.eq3_request(truth, *condition.encoded, noise))
+        total = given.label.new_zeros(())
+        for (target, _), value in zip(truths, denoising_losses(requests), strict=True):
+            total = total + target.mean(value)
         return total
 
     def resample(self, sampler: str | None, steps: int | None, eta: float | None) -> dict[str, str | int | float]:

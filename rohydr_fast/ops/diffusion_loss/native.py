@@ -1,4 +1,4 @@
-"""Eq. 3 by the native core. Arguments are those of the package's public function, already checked."""
+"""Eq. 3 by the native core. Arguments are those of the package's public functions, already checked."""
 
 from collections.abc import Sequence
 
@@ -6,43 +6,36 @@ import torch
 from torch import Tensor
 
 from .. import library
-from .reference import DenoiserWeights, Modulation, NoiseKey
+from .reference import LossTerm
 
 
-def diffusion_loss(
-    x_0: Tensor,
-    rows: Tensor,
-    position: Tensor,
-    modulation: Modulation,
-    encoded: Tensor,
-    kv_weights: Sequence[Tensor],
-    kv_biases: Sequence[Tensor],
-    weights: DenoiserWeights,
-    noise: NoiseKey,
-    gradients: bool,
-    *,
-    loss: str,
-    num_heads: int,
-    token_mask: Tensor | None,
-    key_mask: Tensor | None,
-) -> Tensor:
-    """See `reference.diffusion_loss`; `gradients` says whether any is wanted."""
-    tables = modulation if modulation.final.dim() == 3 else [part[None] for part in modulation]  # 1 or B of them
-    condition = [tensor for pair in zip(kv_weights, kv_biases, strict=True) for tensor in pair]
-    value, *_ = torch.ops.rohydr_fast.diffusion_loss(
-        x_0,
-        rows,
-        position,
-        *tables,
-        encoded,
-        [*weights.tensors(), *condition],
-        num_heads,
-        library.signed(noise.seed),
-        noise.sample_ids.to("cpu", torch.int64),
-        int(noise.modality),
-        loss,
-        token_mask,
-        key_mask,
+def diffusion_losses(terms: Sequence[LossTerm], gradients: bool) -> list[Tensor]:
+    """The loss of each term, see `reference.diffusion_loss`; `gradients` says whether any is wanted."""
+    parameters = [_parameters(term) for term in terms]
+    values, _ = torch.ops.rohydr_fast.diffusion_losses(
+        [term.x_0 for term in terms],
+        [term.rows for term in terms],
+        [term.position for term in terms],
+        [term.features for term in terms],
+        [term.encoded for term in terms],
+        [term.noise.sample_ids.to("cpu", torch.int64) for term in terms],
+        [term.token_mask for term in terms],
+        [term.key_mask for term in terms],
+        [tensor for tensors in parameters for tensor in tensors],
+        [len(tensors) for tensors in parameters],
+        [term.num_heads for term in terms],
+        [library.signed(term.noise.seed) for term in terms],
+        [int(term.noise.modality) for term in terms],
+        [term.loss for term in terms],
         gradients,
     )
-    return value
+    return list(values.unbind())
+
+
+def _parameters(term: LossTerm) -> list[Tensor]:
+    """`LossTerm.parameters`; layers of bfloat16 widened, since the core widens none but those that it packs."""
+    dtype = term.x_0.dtype
+    if any([tensor.dtype != dtype for tensors in (term.layer_weights, term.layer_biases) for tensor in tensors]):
+        wide = [[tensor.to(dtype) for tensor in tensors] for tensors in (term.layer_weights, term.layer_biases)]
+        term = term._replace(layer_weights=wide[0], layer_biases=wide[1])
+    return term.parameters()

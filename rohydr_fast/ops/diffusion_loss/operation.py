@@ -1,98 +1,157 @@
-"""The registered operations of Eq. 3 for `ops.library`: the loss, whose call computes the gradients too, and its way
-back, which multiplies them."""
+"""The registered operations of Eq. 3 for `ops.library`: the losses, whose call computes the gradients too, and their
+way back, which multiplies them."""
 
-from collections.abc import Sequence
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import _native
-from ..chain_lists import SEED_MASK
+from ..chain_lists import SEED_MASK, by_chain
 from ..gradients import for_inputs, refuse
 from ..memory import empty
 from ..packing import CACHE, as_array, as_optional_array, native_threads
 
 SCHEMAS = {
-    "diffusion_loss": (
-        "(Tensor x_0, Tensor rows, Tensor position, Tensor modulation_blocks, Tensor modulation_final, "
-        "Tensor encoded, Tensor[] weights, int num_heads, SymInt seed, Tensor sample_ids, int modality, str loss, "
-        "Tensor? token_mask, Tensor? key_mask, bool gradients) -> (Tensor, Tensor)"
+    "diffusion_losses": (
+        "(Tensor[] x_0, Tensor[] rows, Tensor[] position, Tensor[] features, Tensor[] encoded, Tensor[] sample_ids, "
+        "Tensor?[] token_mask, Tensor?[] key_mask, Tensor[] parameters, int[] parameter_counts, int[] num_heads, "
+        "SymInt[] seeds, int[] modalities, str[] losses, bool gradients) -> (Tensor, Tensor)"
     ),
-    "diffusion_loss_backward": "(Tensor of_loss, Tensor gradients, Tensor[] inputs) -> Tensor",
+    "diffusion_losses_backward": "(Tensor of_losses, Tensor gradients, SymInt[] sizes, Tensor[] inputs) -> Tensor",
 }
-"""The loss, and in one row the gradients of modulation_blocks, modulation_final, encoded and weights, one after the
-other; the row is empty unless asked for. `inputs` of the way back are what the gradients are of, where it may be
-differentiated, and nothing otherwise."""
-
-_FIRST, _WEIGHTS = 3, 6  # places of modulation_blocks and of the weights among the inputs
+"""The loss of each term, and in one row the gradients of its encoded and its parameters, one after the other, term by
+term; the row is empty unless asked for. `sizes` of the way back are those of the terms in the row, and `inputs` what
+the gradients are of, where it may be differentiated, and nothing otherwise."""
 
 
-def _inputs(arguments: Sequence) -> list[Tensor]:
-    """What the gradients are of, from the arguments after x_0."""
-    *tensors, weights = arguments[_FIRST - 1 : _WEIGHTS]
-    return [*tensors, *weights]
+class TermLists(NamedTuple):
+    """The arguments of the operation, with an entry for each term; `parameters` holds those of all, one after the
+    other."""
+
+    x_0: list[Tensor]
+    rows: list[Tensor]
+    position: list[Tensor]
+    features: list[Tensor]
+    encoded: list[Tensor]
+    sample_ids: list[Tensor]
+    token_mask: list[Tensor | None]
+    key_mask: list[Tensor | None]
+    parameters: list[Tensor]
+    parameter_counts: list[int]
+    num_heads: list[int]
+    seeds: list[int]
+    modalities: list[int]
+    losses: list[str]
+    gradients: bool
+
+    def inputs(self) -> list[list[Tensor]]:
+        """What the gradients of each term are of."""
+        parameters = by_chain(self.parameters, self.parameter_counts)
+        return [[encoded, *tensors] for encoded, tensors in zip(self.encoded, parameters, strict=True)]
+
+    def sizes(self) -> list[int]:
+        """Of each term in the row of gradients."""
+        if not self.gradients:
+            return [0] * len(self.x_0)
+        return [sum([tensor.numel() for tensor in inputs]) for inputs in self.inputs()]
 
 
-def allocate(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+_ENCODED, _PARAMETERS = TermLists._fields.index("encoded"), TermLists._fields.index("parameters")
+_TENSOR_FIELDS = _PARAMETERS + 1
+"""The first so many fields hold tensors."""
+
+
+def allocate(x_0: list[Tensor], *arguments) -> tuple[Tensor, Tensor]:
     """The fake implementation."""
-    return x_0.new_empty(()), x_0.new_empty(_size(arguments))
+    return x_0[0].new_empty(len(x_0)), x_0[0].new_empty(sum(TermLists(x_0, *arguments).sizes()))
 
 
-def _size(arguments: Sequence) -> int:
-    return sum([tensor.numel() for tensor in _inputs(arguments)]) if arguments[-1] else 0
-
-
-def run(x_0: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+def run(*arguments) -> tuple[Tensor, Tensor]:
     """The CPU implementation."""
-    rows, position, blocks, final, encoded, weights, num_heads, seed, ids, modality, loss, *masks, wanted = arguments
-    value = torch.zeros(1, dtype=x_0.dtype)
-    row = empty((_size(arguments),), x_0.dtype)
-    if x_0.numel() == 0:
-        return value.view(()), row.zero_()
-    _native.load().diffusion_loss(
-        CACHE.get("diffusion_loss", weights, num_heads, x_0.dtype == torch.float64),
-        as_array(x_0),
-        as_array(rows),
-        loss,
-        *[as_array(tensor) for tensor in (position, blocks, final, encoded)],
-        seed & SEED_MASK,
-        as_array(ids),
-        modality,
-        *[as_optional_array(mask) for mask in masks],
-        value.numpy(),
-        row.numpy() if wanted else None,
-        native_threads(),
+    terms, calls = TermLists(*arguments), []
+    dtype, sizes = terms.x_0[0].dtype, terms.sizes()
+    values, row = torch.zeros(len(terms.x_0), dtype=dtype), empty((sum(sizes),), dtype)
+    outs, gradients = values.numpy(), row.numpy()
+    parameters = by_chain(terms.parameters, terms.parameter_counts)
+    for i, end in enumerate(accumulate(sizes)):
+        own = gradients[end - sizes[i] : end]
+        if terms.x_0[i].numel() == 0:
+            own[:] = 0
+        else:
+            calls.append(_native_term(terms, i, parameters[i], outs[i : i + 1], own if terms.gradients else None))
+    if calls:
+        _native.load().diffusion_loss(calls, native_threads())
+    return values, row
+
+
+def _native_term(terms: TermLists, i: int, parameters: list[Tensor], out, gradients) -> tuple:
+    """What `_C.diffusion_loss` reads of term `i`, and where it writes."""
+    blocks = (len(parameters) - 10) // 16  # L: 4 + 12 L of the network, 6 + 2 L of the modulation, 2 L of K and V
+    network, condition = 4 + 12 * blocks, len(parameters) - 2 * blocks
+    packed = [*parameters[:network], *parameters[condition:]]
+    return (
+        CACHE.get("diffusion_loss", packed, terms.num_heads[i], terms.x_0[i].dtype == torch.float64),
+        *[as_array(part[i]) for part in (terms.x_0, terms.rows, terms.position, terms.features, terms.encoded)],
+        tuple([as_array(tensor) for tensor in parameters[network:condition]]),
+        terms.seeds[i] & SEED_MASK,
+        as_array(terms.sample_ids[i]),
+        terms.modalities[i],
+        terms.losses[i],
+        as_optional_array(terms.token_mask[i]),
+        as_optional_array(terms.key_mask[i]),
+        out,
+        gradients,
     )
-    return value.view(()), row
 
 
 def setup_context(ctx, inputs, output) -> None:
-    x_0, rows, position, *_ = inputs
-    weights = inputs[_WEIGHTS]
-    refuse("diffusion_loss", x_0, weights, x_0=x_0, rows=rows, position=position)
+    terms = TermLists(*inputs)
+    for i, parameters in enumerate(by_chain(terms.parameters, terms.parameter_counts)):
+        given = {name: getattr(terms, name)[i] for name in ("x_0", "rows", "position", "features")}
+        refuse("diffusion_losses", terms.x_0[i], parameters, **given)
     _, row = output
     ctx.mark_non_differentiable(row)
     ctx.set_materialize_grads(False)
-    ctx.computed = inputs[-1]
-    ctx.save_for_backward(row, *inputs[_FIRST:_WEIGHTS], *weights)
+    ctx.row, ctx.counts, ctx.numbers = row, [len(part) for part in terms[:_TENSOR_FIELDS]], terms[_TENSOR_FIELDS:]
+    ctx.save_for_backward(*[tensor for part in terms[:_TENSOR_FIELDS] for tensor in part])
 
 
-def formula(ctx, of_loss: Tensor | None, *_) -> tuple:
-    if of_loss is None or not ctx.computed:
+def formula(ctx, of_losses: Tensor | None, *_) -> tuple:
+    """The row becomes the gradients. A graph that was kept and goes back again has none left, and the call is repeated:
+    whoever got the gradients may have changed them."""
+    saved = iter(ctx.saved_tensors)
+    terms = TermLists(*[list(islice(saved, count)) for count in ctx.counts], *ctx.numbers)
+    if of_losses is None or not terms.gradients:
         return for_inputs(ctx, {})
-    row, *inputs = ctx.saved_tensors
-    twice = torch.is_grad_enabled()
-    row = torch.ops.rohydr_fast.diffusion_loss_backward(of_loss, row, inputs if twice else [])
-    found = torch._utils._unflatten_dense_tensors(row, inputs)  # views
-    of_inputs = {_FIRST + i: gradient for i, gradient in enumerate(found[: _WEIGHTS - _FIRST])}
-    return for_inputs(ctx, {**of_inputs, _WEIGHTS: found[_WEIGHTS - _FIRST :]})
+    inputs, sizes, row = terms.inputs(), terms.sizes(), ctx.row
+    flat = [tensor for tensors in inputs for tensor in tensors]
+    if row is None:
+        row = run(*terms)[1]
+    if torch.is_grad_enabled() or type(row) is not Tensor:  # to be differentiated, or traced
+        twice = flat if torch.is_grad_enabled() else []
+        row = torch.ops.rohydr_fast.diffusion_losses_backward(of_losses, row, sizes, twice)
+    else:
+        ctx.row = None
+        for part, of_loss in zip(row.split(sizes), of_losses.tolist(), strict=True):
+            if of_loss != 1:
+                part.mul_(of_loss)
+    found = torch._utils._unflatten_dense_tensors(row, flat)  # views
+    by_term = by_chain(found, [len(tensors) for tensors in inputs])
+    of_parameters = [gradient for gradients in by_term for gradient in gradients[1:]]
+    return for_inputs(ctx, {_ENCODED: [gradients[0] for gradients in by_term], _PARAMETERS: of_parameters})
 
 
-def run_backward(of_loss: Tensor, gradients: Tensor, inputs: list[Tensor]) -> Tensor:
+def run_backward(of_losses: Tensor, gradients: Tensor, sizes: list[int], inputs: list[Tensor]) -> Tensor:
     """The CPU implementation."""
-    return torch.mul(gradients, of_loss, out=empty(gradients.shape, gradients.dtype))
+    row = empty(gradients.shape, gradients.dtype)
+    parts = zip(gradients.split(sizes), row.split(sizes), of_losses.unbind(), strict=True)
+    for part, out, of_loss in parts:
+        torch.mul(part, of_loss, out=out)
+    return row
 
 
-def allocate_backward(of_loss: Tensor, gradients: Tensor, inputs: list[Tensor]) -> Tensor:
+def allocate_backward(of_losses: Tensor, gradients: Tensor, sizes: list[int], inputs: list[Tensor]) -> Tensor:
     """The fake implementation."""
     return gradients.new_empty(gradients.shape)

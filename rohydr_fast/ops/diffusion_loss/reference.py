@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...losses import masked_mean
 from .. import philox
-from ..conditioning.reference import keys_values
+from ..conditioning.reference import conditioning
 from ..denoiser.reference import DenoiserWeights, Modulation, denoiser
 from ..reverse_loop.reference import NoiseKey, log_variance, step_noise
 
@@ -26,6 +26,29 @@ COLUMNS = (
     "log_posterior",
 )
 """The columns of the table that Eq. 3 reads, a row for each step."""
+
+
+class LossTerm(NamedTuple):
+    """The arguments of `diffusion_loss`: Eq. 3 of one modality."""
+
+    x_0: Tensor
+    rows: Tensor
+    position: Tensor
+    features: Tensor
+    encoded: Tensor
+    layer_weights: Sequence[Tensor]
+    layer_biases: Sequence[Tensor]
+    weights: DenoiserWeights
+    noise: NoiseKey
+    loss: str
+    num_heads: int
+    token_mask: Tensor | None = None
+    key_mask: Tensor | None = None
+
+    def parameters(self) -> list[Tensor]:
+        """Those of the network, and weight and bias of each layer in turn."""
+        pairs = zip(self.layer_weights, self.layer_biases, strict=True)
+        return [*self.weights.tensors(), *[tensor for pair in pairs for tensor in pair]]
 
 
 class ForwardSample(NamedTuple):
@@ -82,10 +105,10 @@ def diffusion_loss(
     x_0: Tensor,
     rows: Tensor,
     position: Tensor,
-    modulation: Modulation,
+    features: Tensor,
     encoded: Tensor,
-    kv_weights: Sequence[Tensor],
-    kv_biases: Sequence[Tensor],
+    layer_weights: Sequence[Tensor],
+    layer_biases: Sequence[Tensor],
     weights: DenoiserWeights,
     noise: NoiseKey,
     *,
@@ -94,6 +117,7 @@ def diffusion_loss(
     token_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
     network: Callable = denoiser,
+    condition: Callable = conditioning,
 ) -> Tensor:
     """L_HDDM of one modality (Eq. 3), each sample at its own step; () tensor.
 
@@ -101,19 +125,23 @@ def diffusion_loss(
         x_0: (B, T, C), normalised.
         rows: (B, 11) of each sample's step, see `COLUMNS`.
         position: (T, W).
-        modulation: one row, blocks (L, 9, W) and final (2, W); or one per sample, (B, L, 9, W) and (B, 2, W).
+        features: (B, D) of each sample's step, or (1, D) for all, in float32 where `x_0` is a half.
         encoded: E (B, S, W).
-        kv_weights, kv_biases: L of each, (2 W, W) and (2 W,), which make K and V of E.
+        layer_weights, layer_biases: 3 + 2 L of each, which make the modulation of the features, and K and V of E: see
+            `conditioning.reference`. They are computed in the dtype of the features.
         weights: of the network.
         noise: the key of eps and, for nll, of the noise in x_{t-1}.
         loss: nll, kl or hybrid, see `eq3`.
         token_mask, key_mask: (B, T), (B, S) bool.
-        network: what stands for `denoiser`.
+        network, condition: what stands for `denoiser` and `conditioning`.
     """
     eps = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD)
     previous = step_noise(x_0, noise, step=0, stream=philox.Stream.FORWARD_PREVIOUS) if loss == "nll" else None
     drawn = forward_sample(x_0, rows, eps, previous)
-    cond_kv = keys_values(encoded, kv_weights, kv_biases)
+    layers = [[tensor.to(features.dtype) for tensor in tensors] for tensors in (layer_weights, layer_biases)]
+    modulation, cond_kv = condition(features, encoded.to(features.dtype), *layers).to(x_0.dtype)
+    if len(features) == 1:
+        modulation = Modulation(*[part[0] for part in modulation])
     prediction, v = network(
         drawn.x_t,
         position,
