@@ -203,7 +203,7 @@ _FAKE = {
 }
 
 
-_FORMULAS = {
+FORMULAS = {
     "conditioning": (conditioning.formula, conditioning.setup_context),
     "conditioning_backward": (gradients.once("conditioning_backward"), None),
     "diffusion_losses": (diffusion_loss.formula, diffusion_loss.setup_context),
@@ -242,14 +242,14 @@ def _register() -> torch.library.Library | None:
     for op, schema in _SCHEMAS.items():
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         cpu, fake = _CPU[op], _FAKE[op]
-        if op not in _FORMULAS:
+        if op not in FORMULAS:
             cpu, fake = _without_gradient(op, cpu), _without_gradient(op, fake)
             library.impl(op, torch.library.fallthrough_kernel, "Autograd")  # torch's would warn, and only in backward
         library.impl(op, cpu, "CPU")
         if op in _CUDA:
-            library.impl(op, _CUDA[op] if op in _FORMULAS else _without_gradient(op, _CUDA[op]), "CUDA")
+            library.impl(op, _CUDA[op] if op in FORMULAS else _without_gradient(op, _CUDA[op]), "CUDA")
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=library)
-    for op, (formula, setup_context) in _FORMULAS.items():
+    for op, (formula, setup_context) in FORMULAS.items():
         torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=setup_context, lib=library)
     return library
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .. import library  # noqa: F401  registers the operation
+from .. import recording
 from .reference import Conditioning, Modulation
 
 
@@ -13,5 +12,5 @@ def conditioning(
     features: Tensor, encoded: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Conditioning:
     """See `reference.conditioning`."""
-    blocks, final, cond_kv = torch.ops.rohydr_fast.conditioning(features, encoded, weights, biases)
+    blocks, final, cond_kv = recording.call("conditioning", features, encoded, list(weights), list(biases))
     return Conditioning(Modulation(blocks, final), cond_kv)

@@ -1,9 +1,8 @@
 """The network once by the native core. Arguments are those of the package's public function, already checked."""
 
-import torch
 from torch import Tensor
 
-from .. import library  # noqa: F401  registers the operation
+from .. import recording
 from ..dispatch import wants_gradient
 from ..tapes import tape_size
 from .reference import Modulation
@@ -25,8 +24,8 @@ def denoiser(
     inputs = (x, position, *rows, cond_kv, weights)
     size = tape_size(x, num_heads, weights, token_mask, 1) if wants_gradient([*inputs[:-1], *weights]) else 0
     if size:
-        both, _ = torch.ops.rohydr_fast.denoiser_with_tape(*inputs, num_heads, token_mask, key_mask, size)
+        both, _ = recording.call("denoiser_with_tape", *inputs, num_heads, token_mask, key_mask, size)
     else:
-        both = torch.ops.rohydr_fast.denoiser(*inputs, num_heads, token_mask, key_mask)
+        both = recording.call("denoiser", *inputs, num_heads, token_mask, key_mask)
     prediction, v = both.chunk(2, -1)
     return prediction, v

@@ -1,9 +1,8 @@
 """One block by the native core. Arguments are those of the package's public function, already checked."""
 
-import torch
 from torch import Tensor
 
-from .. import library  # noqa: F401  registers the operation
+from .. import recording
 from .reference import BlockWeights
 
 
@@ -19,4 +18,4 @@ def denoiser_block(
 ) -> Tensor:
     """(B, T, W), see `reference.denoiser_block`; zeros at tokens that `token_mask` leaves out."""
     rows = modulation if modulation.dim() == 3 else modulation[None]  # (1 or B, 9, W)
-    return torch.ops.rohydr_fast.denoiser_block(x, rows, cond_kv, list(weights), num_heads, token_mask, key_mask)
+    return recording.call("denoiser_block", x, rows, cond_kv, list(weights), num_heads, token_mask, key_mask)

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import library
+from .. import library, recording
 from .reference import LossTerm
 
 
 def diffusion_losses(terms: Sequence[LossTerm], gradients: bool) -> list[Tensor]:
     """The loss of each term, see `reference.diffusion_loss`; `gradients` says whether any is wanted."""
     parameters = [_parameters(term) for term in terms]
-    values, _ = torch.ops.rohydr_fast.diffusion_losses(
+    values, _ = recording.call(
+        "diffusion_losses",
         [term.x_0 for term in terms],
         [term.rows for term in terms],
         [term.position for term in terms],

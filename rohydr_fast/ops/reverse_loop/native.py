@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import library
+from .. import library, recording
 from ..checks import fail
 from ..tapes import tape_size
 from .reference import Chain
@@ -35,7 +35,7 @@ def trajectories(chains: Sequence[Chain]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _with_states(chains, grad_steps, tape_sizes) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    return torch.ops.rohydr_fast.reverse_loops_with_states(*_lists(chains), list(grad_steps), tape_sizes)
+    return recording.call("reverse_loops_with_states", *_lists(chains), list(grad_steps), tape_sizes)
 
 
 def _lists(chains: Sequence[Chain]) -> tuple[list, ...]:
