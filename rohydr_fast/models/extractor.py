@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..ops.scan import scan
+from .dropout import Dropout
 from .sequences import Sequence, token_mask, zero_padding
 
 
@@ -18,7 +19,7 @@ class Extractor(nn.Module):
         super().__init__()
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_std", torch.ones(features))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv = nn.Conv1d(features, channels, kernel_size=3, padding=1)
         self.lstm = nn.LSTM(channels, channels // 2, batch_first=True, bidirectional=True)
 

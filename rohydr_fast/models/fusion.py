@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend, attention_mask
+from .dropout import dropout
 from .sequences import Sequence, positions
 
 
@@ -21,16 +23,14 @@ class FusionLayer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-        """`x` (B, T, W) attends to `source` (B, S, W) where `mask` (B, 1, T, S) is True."""
+        """`x` (B, T, W) attends to `source` (B, S, W) as `mask` says, see `attention_mask`."""
         drop = self.dropout if self.training else 0.0
         normal = self.norm1(x)
         q = self.q(normal)
         k, v = self.kv(normal if source is x else self.norm1(source)).chunk(2, -1)
-        q, k, v = (h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for h in (q, k, v))  # (B, H, T or S, D)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
-        hidden = F.dropout(F.relu(self.fc1(self.norm2(x))), drop)
-        return x + F.dropout(self.fc2(hidden), drop)
+        x = x + dropout(self.out(attend(q, k, v, mask, self.num_heads)), drop)
+        hidden = dropout(F.relu(self.fc1(self.norm2(x))), drop)
+        return x + dropout(self.fc2(hidden), drop)
 
 
 class FusionStack(nn.Module):
@@ -43,12 +43,12 @@ class FusionStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(FusionLayer(width, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
-        self.dropout = dropout
+        self.num_heads, self.dropout = num_heads, dropout
 
     def forward(self, target: Sequence, source: Sequence | None = None) -> Sequence:
         """Enrich `target` (B, T, W) with `source` (B, S, W), or with itself."""
         x = self._embed(target)
-        mask = causal_mask(target, source or target)
+        mask = attention_mask(causal_mask(target, source or target), x, self.num_heads)
         keys = None if source is None else self._embed(source)
         for layer in self.layers:
             x = layer(x, x if keys is None else keys, mask)
@@ -59,30 +59,31 @@ class FusionStack(nn.Module):
 
         The last layer computes that token alone: it is a query of all tokens, but a key of none that is asked for.
         """
-        x, mask = self._embed(target), causal_mask(target, target)
+        x, seen = self._embed(target), causal_mask(target, target)
+        mask = attention_mask(seen, x, self.num_heads)
         for layer in self.layers[:-1]:
             x = layer(x, x, mask)
         rows, last = torch.arange(x.shape[0], device=x.device), (target.lengths - 1).clamp(min=0)
-        x = self.layers[-1](x[rows, last][:, None], x, mask[rows, :, last][:, :, None])
+        mask = attention_mask(seen[rows, last][:, None], x, self.num_heads)
+        x = self.layers[-1](x[rows, last][:, None], x, mask)
         return self.norm(x[:, 0])
 
     def _embed(self, sequence: Sequence) -> Tensor:
         tokens, width = sequence.x.shape[1:]
         x = math.sqrt(width) * sequence.x + positions(tokens, width, sequence.x)
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 def causal_mask(target: Sequence, source: Sequence) -> Tensor:
     """MulT's mask, with each sample's own lengths: token i sees source tokens up to i + |len_source - len_target|.
 
-    Returns (B, 1, T, S) bool. Padding is never seen, but for the first key of an empty source: a row without keys
+    Returns (B, T, S) bool. Padding is never seen, but for the first key of an empty source: a row without keys
     has no softmax, and what such a row gives is masked out of every loss.
     """
     i = torch.arange(target.x.shape[1], device=target.x.device)[:, None]
     j = torch.arange(source.x.shape[1], device=target.x.device)
     reach = (source.lengths - target.lengths).abs()[:, None, None]
-    seen = (j <= i + reach) & (j < source.lengths.clamp(min=1)[:, None, None])
-    return seen[:, None]
+    return (j <= i + reach) & (j < source.lengths.clamp(min=1)[:, None, None])
 
 
 class Fusion(nn.Module):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..config import OUTPUTS
 from ..errors import UsageError
+from .dropout import Dropout
 
 
 class Discriminator(nn.Module):
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         if outputs not in OUTPUTS:
             raise UsageError(f"classifier: outputs must be one of {OUTPUTS}, got {outputs}. 1 is regression.")
         self.hidden = nn.Sequential(
-            nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout), nn.Linear(features, features)
+            nn.Linear(features, features), nn.ReLU(), Dropout(dropout), nn.Linear(features, features)
         )
         self.out = nn.Linear(features, outputs)
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .sequences import Sequence, zero_padding
 
 
@@ -47,7 +48,7 @@ class MultimodalReconstructor(nn.Module):
                 nn.LayerNorm(features),
                 nn.Linear(features, features),
                 nn.GELU(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(features, features),
             )
             for _ in range(num_blocks)

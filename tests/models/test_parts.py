@@ -169,13 +169,13 @@ class TestReconstructors:
 
 class TestFusion:
     def test_the_causal_mask_of_equal_and_unequal_lengths(self):
-        equal = causal_mask(sequence([3]), sequence([3]))[0, 0]
+        equal = causal_mask(sequence([3]), sequence([3]))[0]
         assert equal.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-        unequal = causal_mask(sequence([2]), sequence([4]))[0, 0]
+        unequal = causal_mask(sequence([2]), sequence([4]))[0]
         assert unequal.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
     def test_padding_is_never_seen(self):
-        mask = causal_mask(sequence([2], tokens=4), sequence([3], tokens=5))[0, 0]
+        mask = causal_mask(sequence([2], tokens=4), sequence([3], tokens=5))[0]
         assert not mask[:, 3:].any()
 
     def test_the_last_real_token_reads_everything_and_padding_nothing(self):
