@@ -33,7 +33,7 @@ class DenoiserBlock(nn.Module):
         """The parameters in the order of use."""
         members = self._modules
         layers = [members[name] for name in ("qkv", "self_out", "q", "cross_out", "fc1", "fc2")]
-        return BlockWeights._make([tensor for layer in layers for tensor in _parameters(layer)])
+        return BlockWeights._make(_parameters(layers))
 
 
 class Denoiser(nn.Module):
@@ -63,8 +63,9 @@ class Denoiser(nn.Module):
 
     def weights(self) -> DenoiserWeights:
         """What a step reads."""
+        in_weight, in_bias, out_weight, out_bias = _parameters([self.embed, self.out])
         blocks = tuple([block.weights() for block in self.blocks])
-        return DenoiserWeights(*_parameters(self.embed), blocks, *_parameters(self.out))
+        return DenoiserWeights(in_weight, in_bias, blocks, out_weight, out_bias)
 
     def conditioning(self, timesteps: Tensor, encoded: Tensor) -> Conditioning:
         """Shift, scale and gate at `timesteps` (K,), values 1..N, and K and V of `encoded` (B, S, W); once for a chain.
@@ -85,8 +86,8 @@ class Denoiser(nn.Module):
         members = [block._modules for block in self.blocks]
         tables, condition = [block["modulation"] for block in members], [block["kv"] for block in members]
         layers = [self.time[0], self.time[2], *tables, self.final_modulation, *condition]
-        pairs = [_parameters(layer) for layer in layers]
-        return [weight for weight, _ in pairs], [bias for _, bias in pairs]
+        parameters = _parameters(layers)
+        return parameters[::2], parameters[1::2]
 
     def time_features(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """What the time embedding reads of `timesteps` (K,), values 1..N: (K, 256), float32 where `like` is a half."""
@@ -122,12 +123,15 @@ class Denoiser(nn.Module):
         )
 
 
-def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer. A chain asks for a hundred, and `nn.Module` looks each up in four places."""
-    own = layer._parameters
-    if torch.compiler.is_compiling() or "weight" not in own or "bias" not in own:  # parametrized: no parameters
-        return layer.weight, layer.bias
-    return own["weight"], own["bias"]
+def _parameters(layers: list[nn.Module]) -> list[Tensor]:
+    """Weight and bias of each linear layer. A chain asks for a hundred, and `nn.Module` looks in four places each."""
+    if not torch.compiler.is_compiling():
+        own = [layer._parameters for layer in layers]
+        try:
+            return [parameters[name] for parameters in own for name in ("weight", "bias")]
+        except KeyError:  # a parametrized layer has none
+            pass
+    return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """F: multimodal fusion by cross-modal transformers, MulT (the paper's [24])."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,16 @@ from torch import Tensor, nn
 
 from .attention import attend, attention_mask
 from .dropout import dropout
-from .sequences import Sequence, positions
+from .ragged import Layout, Tokens, tokens_of
+from .sequences import Sequence, token_mask
+
+
+class Reading(NamedTuple):
+    """Which keys the queries of a stack read."""
+
+    queries: Layout
+    keys: Layout
+    mask: Tensor  # of `attention_mask`
 
 
 class FusionLayer(nn.Module):
@@ -22,13 +32,14 @@ class FusionLayer(nn.Module):
         self.out = nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-        """`x` (B, T, W) attends to `source` (B, S, W) as `mask` says, see `attention_mask`."""
+    def forward(self, x: Tensor, source: Tensor, reading: Reading) -> Tensor:
+        """Tokens `x` (R, W) attend to those of `source` (R', W)."""
         drop = self.dropout if self.training else 0.0
         normal = self.norm1(x)
-        q = self.q(normal)
-        k, v = self.kv(normal if source is x else self.norm1(source)).chunk(2, -1)
-        x = x + dropout(self.out(attend(q, k, v, mask, self.num_heads)), drop)
+        q = reading.queries.padded(self.q(normal))
+        kv = reading.keys.padded(self.kv(normal if source is x else self.norm1(source)))
+        attended = reading.queries.rows(attend(q, *kv.chunk(2, -1), reading.mask, self.num_heads))
+        x = x + dropout(self.out(attended), drop)
         hidden = dropout(F.relu(self.fc1(self.norm2(x))), drop)
         return x + dropout(self.fc2(hidden), drop)
 
@@ -45,43 +56,46 @@ class FusionStack(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.num_heads, self.dropout = num_heads, dropout
 
-    def forward(self, target: Sequence, source: Sequence | None = None) -> Sequence:
-        """Enrich `target` (B, T, W) with `source` (B, S, W), or with itself."""
+    def forward(self, target: Tokens, source: Tokens | None = None) -> Tensor:
+        """Enrich `target` (R, W) with `source` (R', W), or with itself: (R, W)."""
         x = self._embed(target)
-        mask = attention_mask(causal_mask(target, source or target), x, self.num_heads)
         keys = None if source is None else self._embed(source)
+        reading = self._reading(x, target.layout, (source or target).layout)
         for layer in self.layers:
-            x = layer(x, x if keys is None else keys, mask)
-        return Sequence(self.norm(x), target.lengths)
+            x = layer(x, x if keys is None else keys, reading)
+        return self.norm(x)
 
-    def last_token(self, target: Sequence) -> Tensor:
-        """What self-attention gives for the last real token of `target` (B, T, W), (B, W).
+    def last_token(self, target: Tokens) -> Tensor:
+        """What self-attention gives for the last real token of each clip of `target` (R, W), (B, W).
 
-        The last layer computes that token alone: it is a query of all tokens, but a key of none that is asked for.
+        The last layer computes that token alone: it reads all real ones, and none that is asked for reads it.
         """
-        x, seen = self._embed(target), causal_mask(target, target)
-        mask = attention_mask(seen, x, self.num_heads)
+        x, layout = self._embed(target), target.layout
+        reading = self._reading(x, layout, layout)
         for layer in self.layers[:-1]:
-            x = layer(x, x, mask)
-        rows, last = torch.arange(x.shape[0], device=x.device), (target.lengths - 1).clamp(min=0)
-        mask = attention_mask(seen[rows, last][:, None], x, self.num_heads)
-        x = self.layers[-1](x[rows, last][:, None], x, mask)
-        return self.norm(x[:, 0])
+            x = layer(x, x, reading)
+        real = token_mask(layout.lengths.clamp(min=1), layout.tokens)[:, None]
+        alone = Layout(torch.ones_like(layout.lengths), 1, None)
+        reading = Reading(alone, layout, attention_mask(real, x, self.num_heads))
+        return self.norm(self.layers[-1](x.index_select(0, layout.last()), x, reading))
 
-    def _embed(self, sequence: Sequence) -> Tensor:
-        tokens, width = sequence.x.shape[1:]
-        x = math.sqrt(width) * sequence.x + positions(tokens, width, sequence.x)
-        return dropout(x, self.dropout, self.training)
+    def _embed(self, tokens: Tokens) -> Tensor:
+        x, layout = tokens
+        width = x.shape[1]
+        return dropout(math.sqrt(width) * x + layout.positions(width, x), self.dropout, self.training)
+
+    def _reading(self, x: Tensor, queries: Layout, keys: Layout) -> Reading:
+        return Reading(queries, keys, attention_mask(causal_mask(queries, keys), x, self.num_heads))
 
 
-def causal_mask(target: Sequence, source: Sequence) -> Tensor:
+def causal_mask(target: Layout, source: Layout) -> Tensor:
     """MulT's mask, with each sample's own lengths: token i sees source tokens up to i + |len_source - len_target|.
 
     Returns (B, T, S) bool. Padding is never seen, but for the first key of an empty source: a row without keys
     has no softmax, and what such a row gives is masked out of every loss.
     """
-    i = torch.arange(target.x.shape[1], device=target.x.device)[:, None]
-    j = torch.arange(source.x.shape[1], device=target.x.device)
+    i = torch.arange(target.tokens, device=target.lengths.device)[:, None]
+    j = torch.arange(source.tokens, device=target.lengths.device)
     reach = (source.lengths - target.lengths).abs()[:, None, None]
     return (j <= i + reach) & (j < source.lengths.clamp(min=1)[:, None, None])
 
@@ -114,13 +128,14 @@ class Fusion(nn.Module):
 
     def forward(self, sequences: dict[str, Sequence]) -> Tensor:
         """f_M = F(X_M), (B, F)."""
+        tokens = {m: tokens_of(sequence) for m, sequence in sequences.items()}
         last_tokens = []
         for target in self.modalities:
             enriched = [
-                self.cross[f"{target}_from_{source}"](sequences[target], sequences[source]).x
+                self.cross[f"{target}_from_{source}"](tokens[target], tokens[source])
                 for source in self.modalities
                 if source != target
             ]
-            together = Sequence(torch.cat(enriched, -1), sequences[target].lengths)
+            together = Tokens(torch.cat(enriched, -1), tokens[target].layout)
             last_tokens.append(self.memory[target].last_token(together))  # (B, (M - 1) C)
         return torch.cat(last_tokens, -1)

@@ -14,6 +14,7 @@ from rohydr_fast.models.extractor import Extractor
 from rohydr_fast.models.fusion import Fusion, FusionStack, causal_mask
 from rohydr_fast.models.heads import Classifier, Discriminator
 from rohydr_fast.models.normalise import ChannelNorm
+from rohydr_fast.models.ragged import Layout, tokens_of
 from rohydr_fast.models.reconstructor import MultimodalReconstructor, UnimodalReconstructor
 from rohydr_fast.models.sequences import Sequence, positions, sinusoidal
 from tests.small_model import open_up
@@ -25,6 +26,10 @@ def sequence(lengths, channels=4, tokens=None, seed=0) -> Sequence:
     x = torch.randn(len(lengths), tokens, channels, generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(tokens) < lengths[:, None]
     return Sequence(x * mask[..., None], lengths)
+
+
+def layout(lengths, tokens=None) -> Layout:
+    return Layout(torch.tensor(lengths), tokens or max(lengths), None)
 
 
 class TestExtractor:
@@ -169,13 +174,13 @@ class TestReconstructors:
 
 class TestFusion:
     def test_the_causal_mask_of_equal_and_unequal_lengths(self):
-        equal = causal_mask(sequence([3]), sequence([3]))[0]
+        equal = causal_mask(layout([3]), layout([3]))[0]
         assert equal.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-        unequal = causal_mask(sequence([2]), sequence([4]))[0]
+        unequal = causal_mask(layout([2]), layout([4]))[0]
         assert unequal.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
     def test_padding_is_never_seen(self):
-        mask = causal_mask(sequence([2], tokens=4), sequence([3], tokens=5))[0]
+        mask = causal_mask(layout([2], tokens=4), layout([3], tokens=5))[0]
         assert not mask[:, 3:].any()
 
     def test_the_last_real_token_reads_everything_and_padding_nothing(self):
@@ -198,10 +203,11 @@ class TestFusion:
         lengths = torch.tensor([5, 0, 2])
         x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
         leaves, direction = [x, *stack.parameters()], torch.randn(3, 8, dtype=torch.float64)
-        whole = stack(Sequence(x, lengths)).x[torch.arange(3), (lengths - 1).clamp(min=0)]
-        alone = stack.last_token(Sequence(x, lengths))
+        tokens = tokens_of(Sequence(x, lengths))
+        whole = stack(tokens)[tokens.layout.last()]
+        alone = stack.last_token(tokens)
         torch.testing.assert_close(alone, whole)
-        gradients = [torch.autograd.grad((y * direction).sum(), leaves) for y in (alone, whole)]
+        gradients = [torch.autograd.grad((y * direction).sum(), leaves, retain_graph=True) for y in (alone, whole)]
         torch.testing.assert_close(*gradients)
 
     def test_stack_counts_are_mults(self):
