@@ -15,7 +15,9 @@ from rohydr_fast.errors import BackendUnavailable, UsageError
 from rohydr_fast.models.denoiser import Denoiser
 from rohydr_fast.ops.diffusion_loss import LossTerm, diffusion_loss, diffusion_losses
 from rohydr_fast.ops.diffusion_loss.reference import COLUMNS
+from rohydr_fast.ops.philox import Stream
 from rohydr_fast.ops.reverse_loop import NoiseKey
+from rohydr_fast.ops.reverse_loop.reference import step_noise
 from tests.kernels.driver import ISAS
 from tests.native_spy import needs_core, spy_on_core
 from tests.ops.inputs import KEYS, TOKENS, loss_inputs
@@ -130,6 +132,22 @@ def test_loss_and_gradients_are_as_near_to_float64_as_pytorchs(heads, **sizes):
         assert seen <= luck * own + FLOOR, name
         assert seen <= CAP or own > CAP / 3, name  # where KL is all but 0, its gradient is what rounding leaves
         assert distance(double[name], value, sizes[name]) <= 1e-9, name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_it_is_the_loss_of_the_network_at_each_samples_step(backend, loss):
+    problem = Problem(16, 4, 2, 6, 3, 5, 7, "v", loss, 4)
+    eps, previous = (
+        step_noise(problem.x_0, problem.noise, step=0, stream=stream)
+        for stream in (Stream.FORWARD, Stream.FORWARD_PREVIOUS)
+    )
+    drawn = problem.process.sample(problem.x_0, problem.t, eps, previous)
+    with torch.no_grad():
+        prediction, v = problem.denoiser(drawn.x_t, problem.t, problem.encoded, *problem.masks.values())
+    expected = problem.process.eq3_loss(drawn, prediction, v, problem.masks["token_mask"])
+    found = denoising_losses([problem.request(torch.float32, problem.encoded)], backend=backend)[0]
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
