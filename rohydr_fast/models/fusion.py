@@ -4,11 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend, attention_mask
-from .dropout import dropout
+from .dropout import dropout, relu_dropout
 from .ragged import Layout, Tokens, tokens_of
 from .sequences import Sequence, token_mask
 
@@ -40,7 +39,7 @@ class FusionLayer(nn.Module):
         kv = reading.keys.padded(self.kv(normal if source is x else self.norm1(source)))
         attended = reading.queries.rows(attend(q, *kv.chunk(2, -1), reading.mask, self.num_heads))
         x = x + dropout(self.out(attended), drop)
-        hidden = dropout(F.relu(self.fc1(self.norm2(x))), drop)
+        hidden = relu_dropout(self.fc1(self.norm2(x)), drop)
         return x + dropout(self.fc2(hidden), drop)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rohydr_fast.models.dropout import Dropout, dropout
+from rohydr_fast.models.dropout import Dropout, dropout, relu_dropout
 
 SIZE = 200_003  # no multiple of four
 
@@ -70,6 +70,36 @@ def test_where_nothing_is_dropped_it_is_the_tensor_itself_and_draws_nothing():
 def test_of_everything_dropped_zeros_are_left():
     assert not dropout(torch.randn(9), 1.0).any()
     assert not dropout(torch.randn(9), 0.999999).any()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_after_relu_it_is_both_with_their_gradient(p, training):
+    results = []
+    for function in (lambda x: relu_dropout(x, p, training), lambda x: dropout(F.relu(x), p, training)):
+        torch.manual_seed(9)
+        x = torch.randn(37, 5, dtype=torch.float64, requires_grad=True)
+        direction = torch.randn(37, 5, dtype=torch.float64)
+        y = function(x)
+        results.append((y.detach(), *torch.autograd.grad((y * direction).sum(), x)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_transforms_of_torch_func_take_torchs_own():
+    x = torch.randn(64)
+    torch.manual_seed(10)
+    found = torch.func.grad(lambda x: relu_dropout(x, 0.5).sum())(x)
+    torch.manual_seed(10)
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(found, torch.autograd.grad(F.dropout(F.relu(leaf), 0.5).sum(), leaf)[0])
+
+
+def test_after_relu_nothing_but_the_result_is_kept():
+    kept = []
+    x = torch.randn(8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.data_ptr()), t)[1], lambda t: t):
+        y = relu_dropout(x, 0.5)
+    assert kept == [y.data_ptr()]
 
 
 def test_the_module_is_one_of_torchs_kind():
