@@ -29,8 +29,7 @@ ConditioningRequest<T> read_request(const char* op, const py::array& features, c
               << "). Pass the first layer of the time embedding.");
   for (std::int64_t i = 0; i < 3 + 2 * r.layers; ++i) {
     const std::string place = "[" + std::to_string(i) + "]";
-    const bool of_block = i > 1 && i < 2 + r.layers;
-    const std::int64_t outputs = (i < 2 ? 1 : of_block ? 9 : 2) * r.width, inputs = i == 0 ? r.inputs : r.width;
+    const auto [outputs, inputs] = conditioning_layer(i, r.layers, r.width, r.inputs);
     const auto at = static_cast<std::size_t>(i);
     r.weights.push_back(pointer<T>(array<T>(op, matrices[at], "weights" + place, {outputs, inputs})));
     r.biases.push_back(pointer<T>(array<T>(op, offsets[at], "biases" + place, {outputs})));

@@ -34,10 +34,8 @@ std::vector<std::int64_t> read_layers(DiffusionLossRequest<T>& r, const Denoiser
   const auto arrays = py::reinterpret_borrow<py::tuple>(value);
   std::vector<std::int64_t> sizes;
   for (std::size_t i = 0; i < count; i += 2) {
-    const auto layer = static_cast<std::int64_t>(i / 2);
-    const bool of_block = layer > 1 && layer < 2 + shape.layers;
-    const std::int64_t outputs = (layer < 2 ? 1 : of_block ? 9 : 2) * shape.width;
-    const std::int64_t inputs = layer == 0 ? r.inputs : shape.width;
+    const auto [outputs, inputs] =
+        conditioning_layer(static_cast<std::int64_t>(i / 2), shape.layers, shape.width, r.inputs);
     const auto place = [&](std::size_t k) { return name + "[" + std::to_string(k) + "]"; };
     r.layers.push_back(pointer<T>(array<T>(op, arrays[i], place(i), {outputs, inputs})));
     r.layer_biases.push_back(pointer<T>(array<T>(op, arrays[i + 1], place(i + 1), {outputs})));

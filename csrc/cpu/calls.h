@@ -69,6 +69,15 @@ struct ConditioningRequest {
   T* cond_kv;                             // (L, 2, condition_rows, width)
 };
 
+// The outputs and inputs of layer i of such a request, whose time embedding reads so many inputs.
+struct LayerSize {
+  std::int64_t outputs, inputs;
+};
+inline LayerSize conditioning_layer(std::int64_t i, std::int64_t layers, std::int64_t width, std::int64_t inputs) {
+  const std::int64_t times = i < 2 ? 1 : i < 2 + layers ? 9 : 2;
+  return {times * width, i == 0 ? inputs : width};
+}
+
 // Its way back; every gradient may be null.
 template <class T>
 struct ConditioningBackwardRequest {

@@ -51,6 +51,7 @@ class LossOf {
     pass.modulations = r_.modulations;
     const DenoiserShape& shape = r_.weights->shape();
     prepared_ = std::make_unique<PreparedDenoiser<T>>(pass, kernels_, backward_rows(shape, r_.batch), true);
+    if (backward()) std::fill_n(r_.encoded_gradient, r_.batch.samples * r_.batch.keys * shape.width, T(0));
     elements_ = static_cast<double>(std::max<std::int64_t>(count_rows(r_.batch) * shape.channels, 1));
     call_ = {prepared_->call,
              prepared_->weights->transposed,
@@ -69,7 +70,6 @@ class LossOf {
   void start() {
     if (!backward()) return;
     const DenoiserShape& shape = r_.weights->shape();
-    std::fill_n(r_.encoded_gradient, r_.batch.samples * r_.batch.keys * shape.width, T(0));
     own_ = std::make_unique<OwnModulation<T>>(r_.modulations, shape, prepared_->stride, block_gradient_,
                                               final_gradient_);
     units_ = std::make_unique<UnitSums<T>>(*r_.weights, kernels_, prepared_->grouping, r_.modulations == 1 ? 1 : 0,

@@ -144,8 +144,9 @@ class DiffusionLossOf final : public WeightedCall<T> {
     request_.inputs = random.size(300);
     request_.features = this->input(request_.modulations * request_.inputs, random, 1);
     for (Index i = 0; i < 3 + layers; ++i) {
-      request_.layers.push_back(this->input(layer_outputs(i) * layer_inputs(i), random, 0.3));
-      request_.layer_biases.push_back(this->input(layer_outputs(i), random, 0.5));
+      const auto [outputs, inputs] = layer(i);
+      request_.layers.push_back(this->input(outputs * inputs, random, 0.3));
+      request_.layer_biases.push_back(this->input(outputs, random, 0.5));
     }
     request_.encoded = this->input(encoded_count(), random, 2);
     request_.seed = random.bits();
@@ -180,11 +181,9 @@ class DiffusionLossOf final : public WeightedCall<T> {
   }
 
  private:
-  Index layer_outputs(Index i) const {
-    const Index layers = this->problem_.shape.layers;
-    return (i < 2 ? 1 : i < 2 + layers ? 9 : 2) * this->problem_.shape.width;
+  LayerSize layer(Index i) const {
+    return conditioning_layer(i, this->problem_.shape.layers, this->problem_.shape.width, request_.inputs);
   }
-  Index layer_inputs(Index i) const { return i == 0 ? request_.inputs : this->problem_.shape.width; }
 
   DiffusionLossRequest<T> with_results() {
     DiffusionLossRequest<T> request = request_;
@@ -192,8 +191,9 @@ class DiffusionLossOf final : public WeightedCall<T> {
     request.encoded_gradient = this->result(encoded_count());
     request.weight_gradients = this->weight_results();
     for (Index i = 0; i < 3 + this->problem_.shape.layers; ++i) {
-      request.layer_gradients.push_back(this->result(layer_outputs(i) * layer_inputs(i)));
-      request.layer_bias_gradients.push_back(this->result(layer_outputs(i)));
+      const auto [outputs, inputs] = layer(i);
+      request.layer_gradients.push_back(this->result(outputs * inputs));
+      request.layer_bias_gradients.push_back(this->result(outputs));
     }
     return request;
   }
@@ -224,8 +224,8 @@ class ConditioningBackwardOf final : public ConditioningOf<T> {
     request.cond_kv = cond_kv_;
     std::vector<T*> all{this->result(forward.rows * forward.inputs), this->result(forward.condition_rows * forward.width)};
     for (Index i = 0; i < 3 + 2 * forward.layers; ++i) {
-      const Index outputs = (i < 2 ? 1 : i < 2 + forward.layers ? 9 : 2) * forward.width;
-      all.push_back(this->result(outputs * (i == 0 ? forward.inputs : forward.width)));
+      const auto [outputs, inputs] = conditioning_layer(i, forward.layers, forward.width, forward.inputs);
+      all.push_back(this->result(outputs * inputs));
       all.push_back(this->result(outputs));
     }
     for (std::size_t turn = 0; turn < (way == 0 ? 1 : 2); ++turn) {

@@ -203,9 +203,7 @@ class ConditioningOf : public Call<T> {
     request_.features = this->input(request_.rows * request_.inputs, random, 1);
     request_.encoded = this->input(request_.condition_rows * request_.width, random, 1);
     for (Index i = 0; i < 3 + 2 * request_.layers; ++i) {
-      const bool of_block = i > 1 && i < 2 + request_.layers;
-      const Index outputs = (i < 2 ? 1 : of_block ? 9 : 2) * request_.width;
-      const Index inputs = i == 0 ? request_.inputs : request_.width;
+      const auto [outputs, inputs] = conditioning_layer(i, request_.layers, request_.width, request_.inputs);
       request_.weights.push_back(this->input(outputs * inputs, random, 1));
       request_.biases.push_back(this->input(outputs, random, 1));
     }

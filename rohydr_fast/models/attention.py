@@ -20,7 +20,7 @@ def attention_mask(seen: Tensor, like: Tensor, num_heads: int) -> Tensor:
     """
     if torch.compiler.is_compiling() or not like.is_cpu or seen.shape[1] * seen.shape[2] > WRITTEN_OUT:
         return seen[:, None]  # (B, 1, T, S); a traced graph serves any number of tokens
-    bias = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -math.inf)
+    bias = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, -math.inf)
     return bias.repeat_interleave(num_heads, 0)  # (B H, T, S)
 
 

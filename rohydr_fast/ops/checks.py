@@ -6,7 +6,7 @@ They run in front of every call: a message is made only for a call that fails.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -182,6 +182,23 @@ def check_chain(op: str, chain) -> None:
     _check_noise(op, chain.noise, chain.x.shape[0])
     if chain.grad_steps is not None and chain.grad_steps < 0:
         fail(op, "grad_steps", "be 0 or more", chain.grad_steps, "Use None for all steps.")
+
+
+def check_members(op: str, ops: str, kind: str, argument: str, members: Sequence, check: Callable) -> None:
+    """`check` each of the calls that `ops` takes at once; one alone is a call of `op`. They share a dtype and a device.
+
+    Args:
+        kind: what a member is called.
+        argument: its tensor that says the dtype and the device.
+    """
+    for i, member in enumerate(members):
+        name = op if len(members) == 1 else f"{ops}, {kind} {i}"
+        check(name, member)
+        tensor, first = getattr(member, argument), getattr(members[0], argument)
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            got = f"{tensor.dtype} on {tensor.device}"
+            wanted = f"be {first.dtype} on {first.device} as in {kind} 0"
+            fail(name, argument, wanted, got, "Make a call for each dtype.")
 
 
 @_names_strangers

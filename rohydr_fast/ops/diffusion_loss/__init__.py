@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..checks import check_diffusion_loss, fail
+from ..checks import check_diffusion_loss, check_members
 from ..conditioning import stacked
 from ..dispatch import choose, head_facts, implementation, run_reference, wanting, wants_gradient
 from ..registry import BACKENDS
@@ -61,7 +61,7 @@ def diffusion_losses(terms: Sequence[LossTerm], *, backend: str | None = None) -
     Cost: one native call on "cpp", which computes the gradients too where any is wanted: a way back then only
     multiplies them by those of the losses. On "triton" the network is that of `denoiser`, and the rest is PyTorch's.
     """
-    _check(terms)
+    check_members("diffusion_loss", "diffusion_losses", "term", "x_0", terms, check_diffusion_loss)
     if not len(terms):
         return []
     needs_grad, grad_of = False, ()
@@ -74,16 +74,6 @@ def diffusion_losses(terms: Sequence[LossTerm], *, backend: str | None = None) -
     if name == "cpp":
         return native.diffusion_losses(terms, needs_grad)
     return [_run(name, term) for term in terms]
-
-
-def _check(terms: Sequence[LossTerm]) -> None:
-    for i, term in enumerate(terms):
-        op = "diffusion_loss" if len(terms) == 1 else f"diffusion_losses, term {i}"
-        check_diffusion_loss(op, term)
-        first = terms[0].x_0
-        if term.x_0.dtype != first.dtype or term.x_0.device != first.device:
-            got = f"{term.x_0.dtype} on {term.x_0.device}"
-            fail(op, "x_0", f"be {first.dtype} on {first.device} as in term 0", got, "Make a call for each dtype.")
 
 
 def _heads(terms: Sequence[LossTerm]) -> dict:

@@ -6,7 +6,7 @@ from operator import index
 import torch
 from torch import Tensor
 
-from ..checks import check_chain, fail
+from ..checks import check_chain, check_members
 from ..dispatch import choose, implementation, run_reference, wanting, wants_gradient
 from . import cuda, native, reference
 from .reference import Chain, DenoiserWeights, Modulation, NoiseKey
@@ -135,13 +135,7 @@ def first_undefined_step(states: Tensor, x_0: Tensor) -> int | None:
 
 
 def _check(chains: Sequence[Chain]) -> None:
-    for i, chain in enumerate(chains):
-        op = "reverse_loop" if len(chains) == 1 else f"reverse_loops, chain {i}"
-        check_chain(op, chain)
-        first = chains[0].x
-        if chain.x.dtype != first.dtype or chain.x.device != first.device:
-            got = f"{chain.x.dtype} on {chain.x.device}"
-            fail(op, "x", f"be {first.dtype} on {first.device} as in chain 0", got, "Make a call for each dtype.")
+    check_members("reverse_loop", "reverse_loops", "chain", "x", chains, check_chain)
 
 
 def _choose(chains: Sequence[Chain], backend: str | None, needs_grad: bool, grad_of: tuple[str, ...]) -> str:
