@@ -20,7 +20,7 @@ from .valid_calls import LOOPS, PARAMETERS, Call
 
 pytestmark = driver.needs_core
 
-CALLS = 70_000  # of eight operations, three of them ways back, and Eq. 3
+CALLS = 70_000  # of seven operations, three of them ways back, and of Eq. 3
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="no /proc to read memory and threads from"
 )
