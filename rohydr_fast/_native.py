@@ -11,7 +11,7 @@ from types import ModuleType
 from . import __version__
 from .errors import BackendUnavailable
 
-INTERFACE = 6
+INTERFACE = 7
 """Number of the agreement between Python and `_C`: raised together with kInterface in csrc/bindings/module.cpp."""
 
 REBUILD = "Run: pip install -e . in the checkout, or reinstall the package"

@@ -110,5 +110,6 @@ void bind_philox(py::module_& m);
 void bind_cuda_loops(py::module_& m);  // only with CUDA
 void bind_cuda_gradients(py::module_& m);
 void bind_cpu(py::module_& m);
+void bind_signature(py::module_& m);
 
 }  // namespace rohydr

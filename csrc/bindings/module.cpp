@@ -6,7 +6,7 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr int kInterface = 6;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
+constexpr int kInterface = 7;  // must equal INTERFACE in rohydr_fast/_native.py: raise both when a signature changes
 
 py::dict build_info() {
   py::dict info;
@@ -30,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What this module was built from and with.");
   rohydr::bind_philox(m);
   rohydr::bind_cpu(m);
+  rohydr::bind_signature(m);
 #if defined(ROHYDR_WITH_CUDA)
   rohydr::bind_cuda_loops(m);
   rohydr::bind_cuda_gradients(m);

@@ -1,6 +1,7 @@
 """Sampling with any denoiser of this package: ancestral (Eq. 2), or by a solver of `diffusion.solvers`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def chain_of(request: SampleRequest, draw: Callable = step_noise) -> Chain:
     schedule = Schedule() if request.schedule is None else request.schedule
     options = (request.prediction, request.sampler, request.eta)
     timesteps, coefficients = _table(schedule, request.steps, options, cond.device)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and request.grad_steps != 0):
+    with torch.no_grad() if request.grad_steps == 0 and torch.is_grad_enabled() else nullcontext():
         weights = denoiser.weights()
         dtype = torch.promote_types(cond.dtype, weights.in_weight.dtype)
         start = cond.new_empty((cond.shape[0], tokens, denoiser.channels), dtype=dtype)

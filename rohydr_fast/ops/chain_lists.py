@@ -43,14 +43,18 @@ class ChainLists(NamedTuple):
             weights: those of the chain.
             steps: the last so many alone; None is all.
         """
-        tables = (self.modulation_blocks[i][:steps], self.modulation_final[i][:steps])
+        tables = [self.modulation_blocks[i], self.modulation_final[i], self.coefficients[i]]
+        if steps is not None:
+            tables = [table[:steps] for table in tables]
+        blocks, final, coefficients = tables
         return (
             CACHE.get("denoiser", weights, self.num_heads[i], start.dtype == torch.float64),
             as_array(start),
             as_array(self.position[i]),
-            *[as_array(table) for table in tables],
+            as_array(blocks),
+            as_array(final),
             as_array(self.cond_kv[i]),
-            as_array(self.coefficients[i][:steps]),
+            as_array(coefficients),
             self.seeds[i] & SEED_MASK,
             as_array(self.sample_ids[i]),
             self.modalities[i],

@@ -7,7 +7,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,22 +14,14 @@ from torch import Tensor
 
 from ..config import LOSSES
 from ..errors import UsageError
+from .tensor_checks import SEE, Stranger, check_dense, check_like, check_shape, fail, what
+from .weight_checks import Passed, check_block_weights, check_denoiser_weights, check_layers, conditioning_shapes
 
 SEED_END = 2**64
 SAMPLE_ID_END = 2**48
 MODALITY_END = 2**8
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_SEE = "See the op's docstring for the letters."
-
-
-def fail(op: str, argument: str, rule: str, got: object, advice: str) -> NoReturn:
-    """Raise `UsageError` in the house form."""
-    raise UsageError(f"{op}: {argument} must {rule}, got {got}. {advice}")
-
-
-class _Stranger(Exception):
-    """An argument is no dense tensor, or no integer, where one is expected."""
 
 
 def _names_strangers(check: Callable) -> Callable:
@@ -73,12 +64,12 @@ def _name_stranger(op: str, name: str, value: object) -> None:
         for field in value._fields:
             _name_stranger(op, f"{name}.{field}", getattr(value, field))
     elif name in _TUPLES and not isinstance(value, list):
-        fail(op, name, f"be a {_TUPLES[name]}", type(value).__name__, _SEE)
+        fail(op, name, f"be a {_TUPLES[name]}", type(value).__name__, SEE)
     elif isinstance(value, list | tuple):
         for i, member in enumerate(value):
             _name_stranger(op, f"{name}[{i}]", member)
     elif not isinstance(value, Tensor):
-        fail(op, name, "be a tensor", type(value).__name__, _SEE)
+        fail(op, name, "be a tensor", type(value).__name__, SEE)
     elif value.is_nested or value.layout is not torch.strided:
         got = "a nested one" if value.is_nested else value.layout
         fail(op, name, "be a dense tensor", got, "Use .to_dense(), or pad it.")
@@ -87,25 +78,17 @@ def _name_stranger(op: str, name: str, value: object) -> None:
 def check_heads(op: str, width: int, num_heads: int) -> None:
     """The width must divide into the heads."""
     if not isinstance(num_heads, int | np.integer):
-        raise _Stranger
+        raise Stranger
     if num_heads < 1 or width % num_heads != 0:
         advice = "Choose a width that is a multiple of the number of heads."
         fail(op, "num_heads", f"divide the width {width}", num_heads, advice)
-
-
-def check_like(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    """`tensor` must have `shape` (None is any size), and the dtype and device of `like`."""
-    _check_shape(op, argument, tensor, shape)
-    if tensor.dtype != like.dtype or tensor.device != like.device:
-        got = f"{tensor.dtype} on {tensor.device}"
-        fail(op, argument, f"be {like.dtype} on {like.device}", got, "Convert it with .to().")
 
 
 def check_mask(op: str, argument: str, mask: Tensor | None, shape: tuple[int, int], like: Tensor) -> None:
     """A mask is None or a bool tensor of `shape` on the device of `like`."""
     if mask is None:
         return
-    _check_dense(mask)
+    check_dense(mask)
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         got = f"{mask.dtype} with shape {tuple(mask.shape)}"
         fail(op, argument, f"be bool with shape {shape}", got, "True marks what exists.")
@@ -135,7 +118,7 @@ def check_block(op, x, modulation, cond_kv, weights, num_heads, token_mask, key_
     check_like(op, "modulation", modulation, (*rows, 9, width), x)
     check_like(op, "cond_kv", cond_kv, (2, batch, None, width), x)
     _check_keys(op, cond_kv.shape[2])
-    _check_block_weights(op, "weights", weights, width, x)
+    check_block_weights(op, "weights", weights, width, x)
     check_mask(op, "token_mask", token_mask, (batch, tokens), x)
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[2]), x)
 
@@ -153,23 +136,27 @@ def check_denoiser(op, x, position, modulation, cond_kv, weights, num_heads, tok
 @_names_strangers
 def check_conditioning(op: str, features: Tensor, encoded: Tensor, weights, biases) -> None:
     """What `conditioning.reference.conditioning` says of its arguments."""
-    _check_dense(features)
+    check_dense(features)
     if features.dim() != 2 or not features.is_floating_point():
-        fail(op, "features", "be (R, D) of a float dtype", _what(features), "Add a dimension, or convert it.")
+        fail(op, "features", "be (R, D) of a float dtype", what(features), "Add a dimension, or convert it.")
     count = len(weights)
     if len(biases) != count or count < 3 or count % 2 == 0:
         got = f"{count} and {len(biases)}"
         fail(op, "weights and biases", "be 3 + 2 L each, for L blocks", got, "Pass one bias for each weight.")
     width = weights[0].shape[0] if weights[0].dim() == 2 else None
-    _check_shape(op, "weights[0]", weights[0], (width, features.shape[1]))
+    check_shape(op, "weights[0]", weights[0], (width, features.shape[1]))
     check_like(op, "encoded", encoded, (None, None, width), features)
-    shapes = _conditioning_shapes((count - 3) // 2, width, features.shape[1])
+    passed = Passed([*weights, *biases], features, ("conditioning", count, width, features.shape[1]))
+    if passed.before:
+        return
+    shapes = conditioning_shapes((count - 3) // 2, width, features.shape[1])
     for name, tensors, wanted in (("weights", weights, shapes[0]), ("biases", biases, shapes[1])):
         facts = [(tensor.dtype, tensor.device, tensor.layout) for tensor in tensors]
         known = facts.count((features.dtype, features.device, torch.strided))
         if [t.shape for t in tensors] != wanted or known != count:
             for i, tensor in enumerate(tensors):
                 check_like(op, f"{name}[{i}]", tensor, wanted[i], features)
+    passed.remember()
 
 
 @_names_strangers
@@ -216,7 +203,7 @@ def check_diffusion_loss(op: str, term) -> None:
     check_heads(op, width, term.num_heads)
     _check_keys(op, keys)
     check_like(op, "position", term.position, (tokens, width), x_0)
-    _check_shape(op, "features", features, (1 if features.shape[:1] == (1,) else batch, None))
+    check_shape(op, "features", features, (1 if features.shape[:1] == (1,) else batch, None))
     dtype = torch.promote_types(x_0.dtype, torch.float32)
     if features.dtype != dtype or features.device != x_0.device:
         got = f"{features.dtype} on {features.device}"
@@ -226,13 +213,8 @@ def check_diffusion_loss(op: str, term) -> None:
         got = f"{len(term.layer_weights)} and {len(term.layer_biases)}"
         advice = "Pass one bias for each weight."
         fail(op, "layer_weights and layer_biases", f"be {3 + 2 * layers} each, for {layers} blocks", got, advice)
-    _check_denoiser_weights(op, term.weights, layers, width, channels, x_0)
-    shapes = _conditioning_shapes(layers, width, features.shape[1])
-    for name, wanted in zip(("layer_weights", "layer_biases"), shapes, strict=True):
-        tensors = getattr(term, name)
-        if not _fit(tensors, wanted, x_0):
-            names = [f"{name}[{i}]" for i in range(len(wanted))]
-            _name_wrong_weight(op, "", names, tensors, wanted, x_0)
+    check_denoiser_weights(op, term.weights, layers, width, channels, x_0)
+    check_layers(op, term, (layers, width, features.shape[1]), x_0)
     check_mask(op, "token_mask", term.token_mask, (batch, tokens), x_0)
     check_mask(op, "key_mask", term.key_mask, (batch, keys), x_0)
     _check_noise(op, term.noise, batch)
@@ -241,7 +223,7 @@ def check_diffusion_loss(op: str, term) -> None:
 def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_heads, token_mask, key_mask) -> None:
     """Everything of a denoiser but the rank of `x`; `rows` are the leading sizes of its modulation."""
     if cond_kv.dim() != 5:
-        fail(op, "cond_kv", "be (L, 2, B, S, W)", _what(cond_kv), "Stack the blocks' K and V.")
+        fail(op, "cond_kv", "be (L, 2, B, S, W)", what(cond_kv), "Stack the blocks' K and V.")
     batch, tokens, channels = x.shape
     layers, width = cond_kv.shape[0], cond_kv.shape[4]
     check_heads(op, width, num_heads)
@@ -250,29 +232,15 @@ def _check_network(op, x, position, modulation, rows, cond_kv, weights, num_head
     check_like(op, "position", position, (tokens, width), x)
     check_like(op, "modulation.blocks", modulation.blocks, (*rows, layers, 9, width), x)
     check_like(op, "modulation.final", modulation.final, (*rows, 2, width), x)
-    _check_denoiser_weights(op, weights, layers, width, channels, x)
+    check_denoiser_weights(op, weights, layers, width, channels, x)
     check_mask(op, "token_mask", token_mask, (batch, tokens), x)
     check_mask(op, "key_mask", key_mask, (batch, cond_kv.shape[3]), x)
 
 
-def _check_dense(tensor: Tensor) -> None:
-    if tensor.layout is not torch.strided:
-        raise _Stranger
-
-
-def _check_shape(op: str, argument: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    _check_dense(tensor)
-    if tensor.dim() == len(shape) and all([b is None or a == b for a, b in zip(tensor.shape, shape, strict=True)]):
-        return
-    sizes = ["any" if size is None else str(size) for size in shape]
-    wanted = f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
-    fail(op, argument, f"have shape {wanted}", tuple(tensor.shape), _SEE)
-
-
 def _check_float(op: str, argument: str, tensor: Tensor, letters: str) -> None:
-    _check_dense(tensor)
+    check_dense(tensor)
     if tensor.dim() != 3 or not tensor.is_floating_point():
-        fail(op, argument, f"be {letters} of a float dtype", _what(tensor), "Add a dimension, or convert it.")
+        fail(op, argument, f"be {letters} of a float dtype", what(tensor), "Add a dimension, or convert it.")
 
 
 def _check_keys(op: str, keys: int) -> None:
@@ -280,67 +248,12 @@ def _check_keys(op: str, keys: int) -> None:
         fail(op, "the condition", "have at least one key", keys, "Give it at least one available modality.")
 
 
-def _check_block_weights(op: str, argument: str, weights, width: int, like: Tensor) -> None:
-    """The 12 of a `BlockWeights`; the hidden width of the MLP is what its first bias says."""
-    shapes = _block_shapes(width, weights.fc1_bias)
-    if not _fit(weights, shapes, like):
-        _name_wrong_weight(op, argument, weights._fields, weights, shapes, like)
-
-
-def _check_denoiser_weights(op: str, weights, layers: int, width: int, channels: int, like: Tensor) -> None:
-    """The 4 + 12 L of a `DenoiserWeights`; all blocks have the hidden width of the first."""
-    if len(weights.blocks) != layers:
-        advice = "cond_kv must have one entry for each block."
-        fail(op, "weights.blocks", f"hold {layers} blocks, as many as cond_kv", len(weights.blocks), advice)
-    shapes = _block_shapes(width, weights.blocks[0].fc1_bias) if layers else []
-    ends = [(width, channels), (width,), (2 * channels, width), (2 * channels,)]
-    if _fit(weights.tensors(), ends[:2] + shapes * layers + ends[2:], like):
-        return
-    names = ("in_weight", "in_bias", "out_weight", "out_bias")
-    _name_wrong_weight(op, "weights", names, [getattr(weights, name) for name in names], ends, like)
-    for i, block in enumerate(weights.blocks):
-        _name_wrong_weight(op, f"weights.blocks[{i}]", block._fields, block, shapes, like)
-
-
-def _block_shapes(width: int, fc1_bias: Tensor) -> list[tuple[int | None, ...]]:
-    hidden = fc1_bias.shape[0] if fc1_bias.dim() == 1 else None
-    square, row = (width, width), (width,)
-    attention = [(3 * width, width), (3 * width,), square, row, square, row, square, row]
-    return [*attention, (hidden, width), (hidden,), (width, hidden), row]
-
-
-def _conditioning_shapes(layers: int, width: int | None, inputs: int) -> tuple[list[tuple], list[tuple]]:
-    """Of the weights and biases of `conditioning`."""
-    outputs = [width, width, *[9 * width] * layers, *[2 * width] * (layers + 1)]
-    return [(width, inputs), *[(rows, width) for rows in outputs[1:]]], [(rows,) for rows in outputs]
-
-
-def _fit(weights, shapes, like: Tensor) -> bool:
-    """Whether there is nothing for `_name_wrong_weight` to find: lists compared as a whole, for some 76 parameters."""
-    dtypes = [weight.dtype for weight in weights]
-    known = dtypes.count(like.dtype) + (dtypes.count(torch.bfloat16) if like.dtype != torch.bfloat16 else 0)
-    there = [weight.device for weight in weights].count(like.device)
-    dense = [weight.layout for weight in weights].count(torch.strided)
-    return [weight.shape for weight in weights] == shapes and known == there == dense == len(shapes)
-
-
-def _name_wrong_weight(op: str, argument: str, names, weights, shapes, like: Tensor) -> None:
-    """Parameters may be bfloat16, which is widened, whatever the dtype of `like`."""
-    for name, weight, shape in zip(names, weights, shapes, strict=True):
-        full = f"{argument}.{name}" if argument else name
-        _check_shape(op, full, weight, shape)
-        if weight.dtype not in (like.dtype, torch.bfloat16) or weight.device != like.device:
-            also = "" if like.dtype == torch.bfloat16 else " or torch.bfloat16"
-            got = f"{weight.dtype} on {weight.device}"
-            fail(op, full, f"be {like.dtype}{also} on {like.device}", got, "Convert it with .to().")
-
-
 def _check_coefficients(op: str, coefficients: Tensor) -> int:
     """The number of steps K >= 1 of a finite table (K, 4), or (K, 8) with a history."""
     advice = "Use Schedule.table(K) with K >= 1."
-    _check_dense(coefficients)
+    check_dense(coefficients)
     if coefficients.dim() != 2 or coefficients.shape[1] not in (4, 8) or not coefficients.is_floating_point():
-        fail(op, "coefficients", "be (K, 4) or (K, 8) of a float dtype", _what(coefficients), advice)
+        fail(op, "coefficients", "be (K, 4) or (K, 8) of a float dtype", what(coefficients), advice)
     if coefficients.shape[0] < 1:
         fail(op, "coefficients", "have at least one step", coefficients.shape[0], advice)
     _check_finite(op, "coefficients", coefficients, "Use Schedule.table.")
@@ -364,9 +277,9 @@ def _check_noise(op: str, noise, batch: int) -> None:
     """A `NoiseKey` for `batch` samples."""
     ids = noise.sample_ids
     if isinstance(ids, Tensor):
-        _check_dense(ids)
+        check_dense(ids)
     if not isinstance(ids, Tensor) or ids.dtype not in _INTEGERS or tuple(ids.shape) != (batch,):
-        got = _what(ids) if isinstance(ids, Tensor) else type(ids).__name__
+        got = what(ids) if isinstance(ids, Tensor) else type(ids).__name__
         fail(op, "noise.sample_ids", f"be an integer tensor ({batch},)", got, "Give one id for each sample of x.")
     if not torch.compiler.is_compiling() and batch:
         numbers = ids.tolist()
@@ -378,7 +291,3 @@ def _check_noise(op: str, noise, batch: int) -> None:
         if not isinstance(value, (int, np.integer)) or not 0 <= value < end:
             advice = "Choose one in that range."
             fail(op, f"noise.{name}", f"be an integer in [0, {end - 1}]", repr(value), advice)
-
-
-def _what(tensor: Tensor) -> str:
-    return f"{tensor.dtype} with shape {tuple(tensor.shape)}"

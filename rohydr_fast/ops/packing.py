@@ -6,7 +6,6 @@ parameter can therefore change in any way, by an optimizer, through `.data`, thr
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from threading import Lock
 
 import numpy as np
@@ -30,7 +29,7 @@ class PackingCache:
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES):
         self.max_entries, self.max_bytes = max_entries, max_bytes
-        self._entries: OrderedDict[tuple, tuple[object, int]] = OrderedDict()
+        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
@@ -39,7 +38,7 @@ class PackingCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the entries hold: packed weights and the parameters that they keep alive."""
+        """Bytes that the entries hold: what was packed, and the parameters that they keep alive."""
         return self._bytes
 
     def clear(self) -> None:
@@ -48,49 +47,77 @@ class PackingCache:
             self._entries.clear()
             self._bytes = 0
 
-    def get(self, kind: str, tensors: Sequence[Tensor], num_heads: int, double: bool):
-        """The `PackedWeights` of these parameters.
+    def get(self, kind: str, tensors: list[Tensor], *options):
+        """What `_C.pack_<kind>` makes of these parameters.
 
         Args:
-            kind: "denoiser" or "block", what `_C.pack_<kind>` takes.
-            tensors: CPU parameters in the order of use; float32, float64 or bfloat16.
-            num_heads: H.
-            double: float64 arithmetic.
+            kind: "denoiser", "block" or "diffusion_loss".
+            tensors: CPU parameters in the order that it takes; float32, float64 or bfloat16.
+            options: its other arguments, num_heads H and whether the arithmetic is float64.
         """
-        key = (
-            kind,
-            num_heads,
-            double,
-            all([tensor.is_contiguous() for tensor in tensors]),
-            tuple([tensor.data_ptr() for tensor in tensors]),
-            tuple([tensor.shape for tensor in tensors]),
-            tuple([tensor.dtype for tensor in tensors]),
-        )
+        key = (kind, options, signature(tensors) or _described(tensors))
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
-                return entry[0]
+                if entry.packed.nbytes != entry.packed_bytes:
+                    self._count(entry)
+                return entry.packed
         # Outside the lock: two threads may pack the same parameters, and the later one stays.
         arrays = [as_array(tensor) for tensor in tensors]
-        packed = _pack(kind, arrays, num_heads, double)
+        packed = _pack(kind, arrays, *options)
         if all([is_dense(tensor) for tensor in tensors]):  # nobody will ask again for the address of a copy
             packed.refresh()  # the core packs at the first use; the size is known after it
             with self._lock:
-                self._put(key, packed, packed.nbytes + sum(array.nbytes for array in arrays))
+                self._put(key, _Entry(packed, sum([array.nbytes for array in arrays])))
         return packed
 
-    def _put(self, key: tuple, packed, size: int) -> None:
+    def _put(self, key: tuple, entry: "_Entry") -> None:
         if key in self._entries:
-            self._bytes -= self._entries.pop(key)[1]
-        self._entries[key] = (packed, size)
-        self._bytes += size
+            self._bytes -= self._entries.pop(key).size()
+        self._entries[key] = entry
+        self._bytes += entry.size()
+        self._count(entry)
+
+    def _count(self, entry: "_Entry") -> None:
+        """What `entry` holds by now; others go for it."""
+        self._bytes -= entry.size()
+        entry.packed_bytes = entry.packed.nbytes
+        self._bytes += entry.size()
         while len(self._entries) > self.max_entries or self._bytes > self.max_bytes:
-            self._bytes -= self._entries.popitem(last=False)[1][1]
+            self._bytes -= self._entries.popitem(last=False)[1].size()
+
+
+class _Entry:
+    def __init__(self, packed, parameter_bytes: int):
+        self.packed, self.parameter_bytes, self.packed_bytes = packed, parameter_bytes, 0
+
+    def size(self) -> int:
+        return self.parameter_bytes + self.packed_bytes
 
 
 CACHE = PackingCache()
-"""The cache of this process."""
+"""The packed weights of this process."""
+
+
+def signature(tensors: list[Tensor]) -> bytes | None:
+    """Where `tensors` lie and how: addresses, devices, dtypes, shapes and strides, for the time that they lie there.
+
+    None where torch does not say it at once: without the core, of subclasses of tensors, traced ones and others that
+    have no memory of their own.
+    """
+    loaded, _ = _native.status()
+    return _native.load().signature(tensors) if loaded else None
+
+
+def _described(tensors: list[Tensor]) -> tuple:
+    """A `signature` in Python, for what has none; ten times as slow."""
+    return (
+        tuple([tensor.is_contiguous() for tensor in tensors]),
+        tuple([tensor.data_ptr() for tensor in tensors]),
+        tuple([tensor.shape for tensor in tensors]),
+        tuple([tensor.dtype for tensor in tensors]),
+    )
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -120,5 +147,5 @@ def native_threads() -> int:
     return min(torch.get_num_threads(), _MAX_THREADS)
 
 
-def _pack(kind: str, arrays: list[np.ndarray], num_heads: int, double: bool):
-    return getattr(_native.load(), f"pack_{kind}")(arrays, num_heads, double)
+def _pack(kind: str, arrays: list[np.ndarray], *options):
+    return getattr(_native.load(), f"pack_{kind}")(arrays, *options)

@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rohydr_fast.ops import packing
 from rohydr_fast.ops.denoiser_block import BlockWeights, denoiser_block
@@ -91,8 +92,11 @@ CHANGES = [
 
 
 @needs_core
+@pytest.mark.parametrize("found_by", ["signature", "attributes"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_changed_parameter_is_never_missed(change):
+def test_a_changed_parameter_is_never_missed(change, found_by, monkeypatch):
+    if found_by == "attributes":
+        monkeypatch.setattr(packing, "signature", lambda tensors: None)
     loop = Loop(make_denoiser())
     before = loop.run("cpp")
     assert loop.agrees() and torch.equal(loop.run("cpp"), before)
@@ -286,6 +290,69 @@ def test_an_entry_keeps_its_memory_so_no_other_tensor_can_lie_there(monkeypatch)
     assert packed.arrays[0].ctypes.data == address and (packed.arrays[0] == 3).all()
     assert all(torch.empty(64).data_ptr() != address for _ in range(10))
     assert cache.get("block", [tensor], 1, False) is not packed
+
+
+@needs_core
+def test_a_signature_says_where_and_how_tensors_lie():
+    memory = torch.arange(36.0).view(6, 6)
+    lists = [
+        *([memory], [memory, memory], [memory.t()], [memory.view(4, 9)], [memory.view(36)], [memory[None]]),
+        *([memory[:5]], [memory[1:]], [memory[:, 1:]], [memory[:, :5]], [memory.view(torch.int32)], [memory.clone()]),
+        *([memory.expand(2, 6, 6)], [memory.bfloat16()], [memory[:0]], [memory[0, 0]], [memory[::2]], [memory[0]], []),
+    ]
+    found = [packing.signature(tensors) for tensors in lists]
+    assert all(isinstance(one, bytes) for one in found) and len(set(found)) == len(lists)
+    assert found == [packing.signature(tensors) for tensors in lists]
+    assert packing.signature([torch.nn.Parameter(memory), memory.detach()]) == packing.signature([memory, memory])
+    memory.add_(1)
+    assert packing.signature([memory]) == found[0]  # content is not its business
+
+
+class Kind(torch.Tensor):
+    pass
+
+
+def in_a_transform() -> list[torch.Tensor]:
+    seen = []
+    torch.func.vmap(lambda x: seen.append([x]) or x)(torch.ones(2, 3))
+    return seen[0]
+
+
+def fakes() -> list[torch.Tensor]:
+    with FakeTensorMode():
+        return [torch.ones(2)]
+
+
+@needs_core
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        *(None, (torch.ones(2),), "tensors", [None], [1.0], [np.ones(2)], [torch.ones(2), None], [torch.Tensor], [[]]),
+        *([torch.ones(2, device="meta")], [torch.ones(2).to_sparse()], [torch.ones(2).as_subclass(Kind)]),
+        *(in_a_transform(), fakes()),
+    ],
+    ids=range(14),
+)
+def test_what_has_no_signature(tensors):
+    assert packing.signature(tensors) is None
+
+
+def test_there_is_none_without_the_core(monkeypatch):
+    monkeypatch.setattr(packing._native, "status", lambda: (False, "not built"))
+    assert packing.signature([torch.ones(2)]) is None
+
+
+def test_what_grows_after_it_was_packed_is_counted(monkeypatch):
+    recorder, cache = Recorder(monkeypatch, nbytes=10), PackingCache(max_bytes=1000)
+    first, second = [torch.zeros(10)], [torch.zeros(20)]
+    grown = cache.get("block", first, 1, False)
+    cache.get("block", second, 1, False)
+    assert cache.nbytes == 140
+    grown.nbytes = 100
+    assert cache.get("block", first, 1, False) is grown and cache.nbytes == 230
+    grown.nbytes = 900  # with its parameters more than may be kept with the other
+    cache.get("block", first, 1, False)
+    assert len(cache) == 1 and cache.nbytes == 940 and len(recorder.packed) == 2
 
 
 def test_as_array_views_what_is_dense_and_copies_what_is_not():

@@ -2,13 +2,14 @@
 already checked."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from .. import library, recording
-from ..checks import fail
 from ..tapes import tape_size
+from ..tensor_checks import fail
 from .reference import Chain
 
 
@@ -20,7 +21,7 @@ def reverse_loops(chains: Sequence[Chain], grad_steps: Sequence[int], max_memory
         max_memory: see `ops.reverse_loop.reverse_loops`.
     """
     if not any(grad_steps):
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             return torch.ops.rohydr_fast.reverse_loops(*_lists(chains))
     on_cuda = chains[0].x.is_cuda  # there activations are computed again
     sizes = [0] * len(chains) if on_cuda else _tape_sizes(chains, grad_steps, max_memory)
