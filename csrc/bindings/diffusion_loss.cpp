@@ -3,6 +3,7 @@
 #include <numeric>
 #include <utility>
 
+#include "conditioning_layers.h"
 #include "packed.h"
 
 namespace rohydr {
@@ -23,22 +24,24 @@ enum Place : std::size_t {
   kKeyMask, kOut, kGradients, kPlaces
 };
 
-// Weight and bias of the 3 + L layers of the time embedding and of the modulation.
+// The time embedding and the modulation; returns the sizes of their weights and biases, in turn.
 template <class T>
 std::vector<std::int64_t> read_layers(DiffusionLossRequest<T>& r, const DenoiserShape& shape, const py::object& value,
                                       const std::string& name) {
-  const auto count = static_cast<std::size_t>(2 * (3 + shape.layers));
-  RH_CHECK(py::isinstance<py::tuple>(value) && py::len(value) == count,
-           op << ": " << name << " must be a tuple of " << count << " arrays, got " << Py_TYPE(value.ptr())->tp_name
-              << ". Pass weight and bias of 3 + L layers.");
-  const auto arrays = py::reinterpret_borrow<py::tuple>(value);
+  const LayersObject& object = layers_of(op, value, name);
+  const bool fits = object.is_double() == std::is_same_v<T, double> && object.width == shape.width &&
+                    object.layers == shape.layers && object.inputs == r.inputs;
+  RH_CHECK(fits, op << ": " << name << " must be those of " << shape.layers << " blocks of width " << shape.width
+                    << " that read " << r.inputs << " features of " << dtype_name<T>() << ", got layers of "
+                    << object.layers << ", " << object.width << " and " << object.inputs << " of "
+                    << (object.is_double() ? "float64" : "float32") << ". Pass those of the network.");
+  const ConditioningLayers<T>& layers = object.get<T>();
+  const auto count = static_cast<std::ptrdiff_t>(3 + shape.layers);
+  r.layers.assign(layers.weights.begin(), layers.weights.begin() + count);
+  r.layer_biases.assign(layers.biases.begin(), layers.biases.begin() + count);
   std::vector<std::int64_t> sizes;
-  for (std::size_t i = 0; i < count; i += 2) {
-    const auto [outputs, inputs] =
-        conditioning_layer(static_cast<std::int64_t>(i / 2), shape.layers, shape.width, r.inputs);
-    const auto place = [&](std::size_t k) { return name + "[" + std::to_string(k) + "]"; };
-    r.layers.push_back(pointer<T>(array<T>(op, arrays[i], place(i), {outputs, inputs})));
-    r.layer_biases.push_back(pointer<T>(array<T>(op, arrays[i + 1], place(i + 1), {outputs})));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto [outputs, inputs] = conditioning_layer(i, shape.layers, shape.width, r.inputs);
     sizes.push_back(outputs * inputs);
     sizes.push_back(outputs);
   }

@@ -69,6 +69,9 @@ struct ConditioningRequest {
   T* cond_kv;                             // (L, 2, condition_rows, width)
 };
 
+template <class T>
+class ModulationMemo;
+
 // The outputs and inputs of layer i of such a request, whose time embedding reads so many inputs.
 struct LayerSize {
   std::int64_t outputs, inputs;
@@ -192,8 +195,10 @@ void run_cross_attention(const CrossAttentionRequest<T>& request, Isa isa, int t
 
 template <class T>
 void run_linears(const LinearsRequest<T>& request, Isa isa, int threads, Threads kind = Threads::kOwn);
+// `memo` is that of the request's layers.
 template <class T>
-void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads, Threads kind = Threads::kOwn);
+void run_conditioning(const ConditioningRequest<T>& request, Isa isa, int threads, Threads kind = Threads::kOwn,
+                      ModulationMemo<T>* memo = nullptr);
 template <class T>
 void run_conditioning_backward(const ConditioningBackwardRequest<T>& request, Isa isa, int threads);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
+#include "modulation_memo.h"
 #include "share_out.h"
 
 namespace rohydr {
@@ -9,6 +10,30 @@ namespace {
 constexpr std::int64_t kRows = 1024;   // of a piece: enough to lay out its columns for
 
 constexpr std::int64_t pieces_of(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+// The tables of adaLN: r.blocks and r.final.
+template <class T>
+void run_modulation(const ConditioningRequest<T>& r, Isa isa, int threads, Threads kind) {
+  const auto layers = static_cast<std::size_t>(r.layers);
+  const auto some = [](const std::vector<const T*>& all, std::size_t first, std::size_t count) {
+    return std::vector<const T*>(all.begin() + static_cast<std::ptrdiff_t>(first),
+                                 all.begin() + static_cast<std::ptrdiff_t>(first + count));
+  };
+  // `count` layers of `columns` outputs each, side by side in the rows of `out`.
+  const auto rows_first = [&](const T* x, std::int64_t depth, std::size_t first, std::size_t count,
+                              std::int64_t columns, bool silu, T* out) {
+    if (count == 0) return;
+    const std::int64_t stride = static_cast<std::int64_t>(count) * columns;
+    run_linears<T>({some(r.weights, first, count), some(r.biases, first, count), r.rows, depth, columns, x, out,
+                    columns, stride, silu},
+                   isa, threads, kind);
+  };
+  std::vector<T> hidden(static_cast<std::size_t>(r.rows * r.width)), time(hidden.size());
+  rows_first(r.features, r.inputs, 0, 1, r.width, true, hidden.data());
+  rows_first(hidden.data(), r.width, 1, 1, r.width, true, time.data());
+  rows_first(time.data(), r.width, 2, layers, 9 * r.width, false, r.blocks);
+  rows_first(time.data(), r.width, 2 + layers, 1, 2 * r.width, false, r.final);
+}
 
 }  // namespace
 
@@ -32,26 +57,10 @@ void run_linears(const LinearsRequest<T>& r, Isa isa, int threads, Threads kind)
 }
 
 template <class T>
-void run_conditioning(const ConditioningRequest<T>& r, Isa isa, int threads, Threads kind) {
+void run_conditioning(const ConditioningRequest<T>& r, Isa isa, int threads, Threads kind, ModulationMemo<T>* memo) {
+  const auto modulation = [&](const ConditioningRequest<T>& request) { run_modulation(request, isa, threads, kind); };
+  if (r.rows > 0) memo == nullptr ? modulation(r) : memo->run(r, isa, modulation);
   const auto layers = static_cast<std::size_t>(r.layers);
-  const auto some = [](const std::vector<const T*>& all, std::size_t first, std::size_t count) {
-    return std::vector<const T*>(all.begin() + static_cast<std::ptrdiff_t>(first),
-                                 all.begin() + static_cast<std::ptrdiff_t>(first + count));
-  };
-  // `count` layers of `columns` outputs each, side by side in the rows of `out`.
-  const auto rows_first = [&](const T* x, std::int64_t depth, std::size_t first, std::size_t count,
-                              std::int64_t columns, bool silu, T* out) {
-    if (count == 0 || r.rows == 0) return;
-    const std::int64_t stride = static_cast<std::int64_t>(count) * columns;
-    run_linears<T>({some(r.weights, first, count), some(r.biases, first, count), r.rows, depth, columns, x, out,
-                    columns, stride, silu},
-                   isa, threads, kind);
-  };
-  std::vector<T> hidden(static_cast<std::size_t>(r.rows * r.width)), time(hidden.size());
-  rows_first(r.features, r.inputs, 0, 1, r.width, true, hidden.data());
-  rows_first(hidden.data(), r.width, 1, 1, r.width, true, time.data());
-  rows_first(time.data(), r.width, 2, layers, 9 * r.width, false, r.blocks);
-  rows_first(time.data(), r.width, 2 + layers, 1, 2 * r.width, false, r.final);
   if (layers == 0 || r.condition_rows == 0) return;
   std::vector<const T*> weights, biases;  // of K and V by themselves
   for (std::size_t i = 3 + layers; i < 3 + 2 * layers; ++i) {
@@ -65,8 +74,8 @@ void run_conditioning(const ConditioningRequest<T>& r, Isa isa, int threads, Thr
                  isa, threads, kind);
 }
 
-template void run_conditioning<float>(const ConditioningRequest<float>&, Isa, int, Threads);
-template void run_conditioning<double>(const ConditioningRequest<double>&, Isa, int, Threads);
+template void run_conditioning<float>(const ConditioningRequest<float>&, Isa, int, Threads, ModulationMemo<float>*);
+template void run_conditioning<double>(const ConditioningRequest<double>&, Isa, int, Threads, ModulationMemo<double>*);
 template void run_linears<float>(const LinearsRequest<float>&, Isa, int, Threads);
 template void run_linears<double>(const LinearsRequest<double>&, Isa, int, Threads);
 

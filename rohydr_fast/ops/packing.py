@@ -1,4 +1,4 @@
-"""Weights in the layout of the native core, kept from call to call.
+"""What the native core keeps of parameters from call to call: weights in its layout, the layers of a conditioning.
 
 An entry is found by the addresses, shapes and dtypes of the parameters, but what makes it right is its content: the
 core compares the bytes of the parameters with what it packed at every call, and packs again when they differ. A
@@ -51,9 +51,9 @@ class PackingCache:
         """What `_C.pack_<kind>` makes of these parameters.
 
         Args:
-            kind: "denoiser", "block" or "diffusion_loss".
+            kind: "denoiser", "block" or "diffusion_loss", for a `PackedWeights`; "conditioning".
             tensors: CPU parameters in the order that it takes; float32, float64 or bfloat16.
-            options: its other arguments, num_heads H and whether the arithmetic is float64.
+            options: its other arguments, of weights num_heads H and whether the arithmetic is float64.
         """
         key = (kind, options, signature(tensors) or _described(tensors))
         with self._lock:
@@ -67,7 +67,8 @@ class PackingCache:
         arrays = [as_array(tensor) for tensor in tensors]
         packed = _pack(kind, arrays, *options)
         if all([is_dense(tensor) for tensor in tensors]):  # nobody will ask again for the address of a copy
-            packed.refresh()  # the core packs at the first use; the size is known after it
+            if kind != "conditioning":
+                packed.refresh()  # the core packs at the first use; the size is known after it
             with self._lock:
                 self._put(key, _Entry(packed, sum([array.nbytes for array in arrays])))
         return packed
@@ -98,6 +99,9 @@ class _Entry:
 
 CACHE = PackingCache()
 """The packed weights of this process."""
+LAYERS = PackingCache(max_entries=12, max_bytes=64 * 2**20)
+"""The layers of its conditionings. By themselves: those of half-precision models are widened at every call, and such
+copies must not drive out weights."""
 
 
 def signature(tensors: list[Tensor]) -> bytes | None:

@@ -49,7 +49,7 @@ class Values:
         self.valid = [v for call in self.calls.values() for v in call.values.values() if isinstance(v, np.ndarray)]
         networks = [self.calls["denoiser_block"], self.calls["denoiser"]]
         self.loss = tuple(loss_term().values())
-        self.packed = [call.values["packed"] for call in networks]
+        self.packed = [call.values["packed"] for call in networks] + [conditioning_arguments()[0]]
         self.weights = [[driver.array(t) for t in driver.flat(call.arguments["weights"])] for call in networks]
 
     def pick(self, options):
@@ -112,6 +112,8 @@ class Values:
             return [[values], 1] if name in LOOPS else [*values, 1]
         if name == "reverse_loop_tape_size":
             return [self.packed[1], SAMPLES, TOKENS, self.calls["denoiser"].values["token_mask"], STEPS]
+        if name == "pack_conditioning":
+            return [conditioning_layers()]
         if name == "conditioning":
             return conditioning_arguments()
         if name == "conditioning_backward":
@@ -129,23 +131,27 @@ class Values:
         return type(arguments)(changed)
 
 
-def conditioning_arguments() -> list:
-    """Of a valid call with one block of two channels."""
+def conditioning_layers() -> list[np.ndarray]:
+    """Weights, then biases, of one block of two channels."""
     outputs, depths = (2, 2, 18, 4, 4), (3, 2, 2, 2, 2)
-    weights = tuple(np.ones(shape, np.float32) for shape in zip(outputs, depths, strict=True))
+    weights = [np.ones(shape, np.float32) for shape in zip(outputs, depths, strict=True)]
+    return [*weights, *[np.ones(size, np.float32) for size in outputs]]
+
+
+def conditioning_arguments() -> list:
+    """Of a valid call with these layers."""
     inputs = [np.ones((5, 3), np.float32), np.ones((2, 3, 2), np.float32)]
     results = [np.empty(shape, np.float32) for shape in ((5, 1, 9, 2), (5, 2, 2), (1, 2, 2, 3, 2))]
-    return [*inputs, weights, tuple(np.ones(size, np.float32) for size in outputs), *results, 1]
+    return [driver.CORE.pack_conditioning(conditioning_layers()), *inputs, *results, 1]
 
 
 def conditioning_backward_arguments() -> list:
     """All gradients of the same call."""
     *arguments, threads = conditioning_arguments()
-    features, encoded, weights, biases, *_ = arguments
-    inputs = [features, encoded, *weights, *biases]
-    row = np.full(sum(array.size for array in inputs), np.nan, np.float32)
-    for result in arguments[4:]:
+    for result in arguments[3:]:
         result[:] = 1
+    inputs = [*arguments[1:3], *conditioning_layers()]
+    row = np.full(sum(array.size for array in inputs), np.nan, np.float32)
     return [*arguments, (True,) * len(inputs), row, threads]
 
 

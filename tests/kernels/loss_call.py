@@ -23,9 +23,10 @@ def loss_term(dtype: torch.dtype = torch.float32) -> dict:
     packed = driver.CORE.pack_diffusion_loss(weights, HEADS, dtype == torch.float64)
     names = ("x_0", "rows", "position", "features", "encoded", "token_mask", "key_mask")
     arrays = {name: given[name].numpy() for name in names}
-    arrays |= dict(layers=tuple(parameters[network:condition]), sample_ids=given["noise"].sample_ids.numpy())
+    layers = driver.CORE.pack_conditioning(parameters[network::2] + parameters[network + 1 :: 2])
+    arrays["sample_ids"] = given["noise"].sample_ids.numpy()
     gradients = np.full(sum(array.size for array in (arrays["encoded"], *parameters)), np.nan, arrays["x_0"].dtype)
-    values = dict(packed=packed, loss="nll", seed=3, modality=1, gradients=gradients, **arrays)
+    values = dict(packed=packed, layers=layers, loss="nll", seed=3, modality=1, gradients=gradients, **arrays)
     values["out"] = np.full(1, np.nan, arrays["x_0"].dtype)
     return {name: values[name] for name in NAMES}
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from rohydr_fast.ops.weight_checks import conditioning_shapes
+from tests.ops.inputs import LAYERS
+
 from . import driver
 from .loss_call import loss_term, run, untouched
 from .valid_calls import NO_INTEGERS, read_only, wrong_arrays
@@ -12,7 +15,7 @@ ARRAYS = [name for name, value in loss_term().items() if isinstance(value, np.nd
 LEADING = {
     "x_0": "rows|encoded|position",
     "encoded": "the condition|position|key_mask",
-    "features": "layers[0]",
+    "features": "layers",
 }
 """Where sizes are read from: when one of these is wrong, another may be named instead."""
 
@@ -76,12 +79,13 @@ def test_terms_that_are_none():
 
 def test_layers_that_do_not_fit():
     call = loss_term()
-    layers = call["layers"]
-    for wrong in (None, list(layers), layers[:-1], (), layers[0]):
+    for wrong in (None, (), "layers", call["packed"], loss_term(torch.float64)["layers"]):
         refused(call, "layers", wrong)
-    for i, layer in enumerate(layers):
-        for label, wrong in [*wrong_arrays(layer), ("None", None)]:
-            refused(call, "layers", (*layers[:i], wrong, *layers[i + 1 :]), f"layer {i}: {label}")
+    _, inputs = call["features"].shape
+    _, _, width = call["encoded"].shape
+    for sizes in ((LAYERS + 1, width, inputs), (LAYERS, 2 * width, inputs), (LAYERS, width, inputs + 1)):
+        weights, biases = ([np.ones(shape, np.float32) for shape in part] for part in conditioning_shapes(*sizes))
+        refused(call, "layers", driver.CORE.pack_conditioning(weights + biases), str(sizes))
 
 
 @pytest.mark.parametrize("loss", ["l2", "", None, 0, b"nll", ["nll"]])

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import _native
 from ..gradients import for_inputs
 from ..memory import empty
-from ..packing import as_array, native_threads
+from ..packing import LAYERS, as_array, native_threads
 
 SCHEMAS = {
     "conditioning": "(Tensor features, Tensor encoded, Tensor[] weights, Tensor[] biases) -> (Tensor, Tensor, Tensor)",
@@ -35,9 +35,9 @@ def allocate(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: l
 def run(features: Tensor, encoded: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, ...]:
     """The CPU implementation."""
     results = tuple([empty(size, features.dtype) for size in sizes(features, encoded, weights)])
-    layers = tuple([as_array(weight) for weight in weights]), tuple([as_array(bias) for bias in biases])
+    layers = LAYERS.get("conditioning", weights + biases)
     outs = [result.numpy() for result in results]
-    _native.load().conditioning(as_array(features), as_array(encoded), *layers, *outs, native_threads())
+    _native.load().conditioning(layers, as_array(features), as_array(encoded), *outs, native_threads())
     return results
 
 
@@ -45,10 +45,10 @@ def run_backward(*arguments) -> Tensor:
     """The CPU implementation."""
     *of_results, features, encoded, weights, biases, wanted = arguments
     row = empty((_size([features, encoded, *weights, *biases], wanted),), features.dtype)
-    layers = tuple([as_array(weight) for weight in weights]), tuple([as_array(bias) for bias in biases])
+    layers = LAYERS.get("conditioning", weights + biases)
     results = [as_array(tensor) for tensor in of_results]
     _native.load().conditioning_backward(
-        as_array(features), as_array(encoded), *layers, *results, tuple(wanted), row.numpy(), native_threads()
+        layers, as_array(features), as_array(encoded), *results, tuple(wanted), row.numpy(), native_threads()
     )
     return row
 

@@ -11,7 +11,7 @@ from ... import _native
 from ..chain_lists import SEED_MASK, by_chain
 from ..gradients import for_inputs, refuse
 from ..memory import empty
-from ..packing import CACHE, as_array, as_optional_array, native_threads
+from ..packing import CACHE, LAYERS, as_array, as_optional_array, native_threads
 
 SCHEMAS = {
     "diffusion_losses": (
@@ -94,7 +94,7 @@ def _native_term(terms: TermLists, i: int, parameters: list[Tensor], out, gradie
     return (
         CACHE.get("diffusion_loss", packed, terms.num_heads[i], terms.x_0[i].dtype == torch.float64),
         *[as_array(part[i]) for part in (terms.x_0, terms.rows, terms.position, terms.features, terms.encoded)],
-        tuple([as_array(tensor) for tensor in parameters[network:condition]]),
+        LAYERS.get("conditioning", parameters[network::2] + parameters[network + 1 :: 2]),
         terms.seeds[i] & SEED_MASK,
         as_array(terms.sample_ids[i]),
         terms.modalities[i],
