@@ -54,12 +54,14 @@ class Diffusion:
             x = torch.randn(self.batch, preset.tokens, preset.channels, generator=generator)
             noise = hddm.noise_key(seed, torch.arange(self.batch))
             self.missing.append(Missing(hddm, cond, key_mask, Sequence(x, lengths), noise))
+        self.leaves = _leaves(self.missing)
 
     def run(self, method) -> Tensor:
         """One pass forward and one back by `method`; the loss () without its graph."""
-        for leaf in self.leaves().values():
+        leaves = self.leaves.values()
+        for leaf in leaves:
             leaf.grad = None
-            torch.autograd.graph.increment_version(leaf)  # weights are new in every step: nothing kept may be used
+        torch.autograd.graph.increment_version(leaves)  # weights are new in every step: nothing kept may be used
         with method.installed():
             loss = self.loss(method)
             loss.backward()
@@ -69,17 +71,9 @@ class Diffusion:
         """The loss of all missing modalities, ()."""
         raise NotImplementedError
 
-    def leaves(self) -> dict[str, Tensor]:
-        """Everything that has a gradient, by name."""
-        found = {}
-        for i, one in enumerate(self.missing):
-            found |= {f"{i}.{name}": parameter for name, parameter in one.hddm.named_parameters()}
-            found[f"{i}.cond"] = one.cond
-        return found
-
     def gradients(self) -> dict[str, Tensor]:
         """Those of the last run."""
-        return {name: leaf.grad for name, leaf in self.leaves().items() if leaf.grad is not None}
+        return {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
 
     def double(self) -> "Diffusion":
         """The same in float64."""
@@ -92,11 +86,21 @@ class Diffusion:
             )
             for one in self.missing
         ]
+        other.leaves = _leaves(other.missing)
         return other
 
     def flop(self) -> int:
         """Useful operations of a run: three times those forward, see `step_flop`."""
         raise NotImplementedError
+
+
+def _leaves(missing: list[Missing]) -> dict[str, Tensor]:
+    """Everything that has a gradient, by name; made once, for a walk through modules is not a part of a step."""
+    found = {}
+    for i, one in enumerate(missing):
+        found |= {f"{i}.{name}": parameter for name, parameter in one.hddm.named_parameters()}
+        found[f"{i}.cond"] = one.cond
+    return found
 
 
 class Block(Diffusion):

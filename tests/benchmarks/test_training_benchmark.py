@@ -225,9 +225,9 @@ def test_cpp_recomputed_keeps_no_activations(bench, tiny, monkeypatch):
 def test_the_weights_of_every_run_are_new_to_the_native_core(bench, tiny):
     """Or packing them, which every training step pays for, would not be timed."""
     problem = bench.training_problem.Block(tiny, 2, 3)
-    versions = {name: leaf._version for name, leaf in problem.leaves().items()}
+    versions = {name: leaf._version for name, leaf in problem.leaves.items()}
     problem.run(bench.training_methods.Package("reference"))
-    assert all(leaf._version > versions[name] for name, leaf in problem.leaves().items())
+    assert all(leaf._version > versions[name] for name, leaf in problem.leaves.items())
 
 
 def test_opponents_draw_with_torch_when_they_are_timed(bench, tiny):
