@@ -61,7 +61,7 @@ class Diffusion:
         leaves = self.leaves.values()
         for leaf in leaves:
             leaf.grad = None
-        torch.autograd.graph.increment_version(leaves)  # weights are new in every step: nothing kept may be used
+        self.change_weights()
         with method.installed():
             loss = self.loss(method)
             loss.backward()
@@ -70,6 +70,17 @@ class Diffusion:
     def loss(self, method) -> Tensor:
         """The loss of all missing modalities, ()."""
         raise NotImplementedError
+
+    def change_weights(self) -> None:
+        """Weights are new in every step, so nothing that was made of them before may be used.
+
+        What looks at their versions sees that all changed, and what looks at their bits that two of each network did:
+        the first that every sample meets, and the first of its step.
+        """
+        torch.autograd.graph.increment_version(self.leaves.values())
+        for one in self.missing:
+            for layer in (one.hddm.denoiser.embed, one.hddm.denoiser.time[0]):
+                layer.weight.detach().view(torch.uint8)[0, 0].bitwise_xor_(1)  # the last bit of a number
 
     def gradients(self) -> dict[str, Tensor]:
         """Those of the last run."""

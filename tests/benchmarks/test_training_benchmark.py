@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rohydr_fast import _native
 from tests.native_spy import needs_core, spy_on_core
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -219,15 +220,41 @@ def test_cpp_recomputed_keeps_no_activations(bench, tiny, monkeypatch):
             ("reverse_loop_backward", 2, tapes),
         ]
         gradients.append({key: value.clone() for key, value in problem.gradients().items()})
+        problem.change_weights()  # as they were
     assert all(torch.equal(gradients[0][key], gradients[1][key]) for key in gradients[0])
 
 
-def test_the_weights_of_every_run_are_new_to_the_native_core(bench, tiny):
+@needs_core
+@pytest.mark.parametrize("workload", ["Block", "Chain"])
+def test_the_weights_of_every_run_are_new(bench, tiny, workload, monkeypatch):
     """Or packing them, which every training step pays for, would not be timed."""
+    packed = []
+    for kind in ("denoiser", "diffusion_loss"):
+        spy(monkeypatch, f"pack_{kind}", packed)
+    problem = getattr(bench.training_problem, workload)(tiny, 2, 3)
+    method = bench.training_methods.Package("cpp")
+    for run in range(1, 4):
+        versions = {name: leaf._version for name, leaf in problem.leaves.items()}
+        problem.run(method)
+        assert all(leaf._version > versions[name] for name, leaf in problem.leaves.items())
+        assert [weights.packs for weights in packed] == [run, run]
+
+
+def spy(monkeypatch, name: str, made: list) -> None:
+    core = _native.load()
+    pack = getattr(core, name)
+    monkeypatch.setattr(core, name, lambda *arguments: made.append(pack(*arguments)) or made[-1])
+
+
+def test_all_runs_see_the_same_numbers_but_for_a_bit(bench, tiny):
     problem = bench.training_problem.Block(tiny, 2, 3)
-    versions = {name: leaf._version for name, leaf in problem.leaves.items()}
-    problem.run(bench.training_methods.Package("reference"))
-    assert all(leaf._version > versions[name] for name, leaf in problem.leaves.items())
+    before = {name: leaf.detach().clone() for name, leaf in problem.leaves.items()}
+    for run in range(4):
+        problem.change_weights()
+        changed = {name: leaf for name, leaf in problem.leaves.items() if not torch.equal(leaf, before[name])}
+        assert len(changed) == (0 if run % 2 else 4)  # two of each network
+        for name, leaf in changed.items():
+            assert int((leaf != before[name]).sum()) == 1 and torch.allclose(leaf, before[name], rtol=2e-7, atol=0)
 
 
 def test_opponents_draw_with_torch_when_they_are_timed(bench, tiny):
