@@ -283,6 +283,10 @@ struct Kernels {
   void (*linear_bias_gradient)(const LinearBackwardCall<T>& call, std::int64_t first, std::int64_t count);
   void (*linear_input_gradient)(const LinearBackwardCall<T>& call, std::int64_t first, std::int64_t count);
   void (*silu_and_slope)(const T* x, std::int64_t count, T* value, T* slope);
+  // out (columns, rows) = in (rows, columns)'.
+  void (*transpose)(const T* in, std::int64_t in_stride, std::int64_t rows, std::int64_t columns, T* out,
+                    std::int64_t out_stride);
+  void (*add_and_clear)(T* to, T* from, std::int64_t count);  // to += from, from = 0
 };
 
 template <class T>

@@ -57,6 +57,13 @@ struct PackedArena {
   TransposedView<T> transposed{};
 };
 
+// One that nobody reads any more, to be filled again: fresh memory costs a fault a page.
+template <class T>
+struct SpareArena {
+  std::mutex mutex;
+  std::unique_ptr<PackedArena<T>> arena;
+};
+
 template <class T>
 class PackedWeights {
  public:
@@ -77,10 +84,12 @@ class PackedWeights {
 
  private:
   bool unchanged() const;
+  std::shared_ptr<PackedArena<T>> unread_arena();  // comes back to `spare_` when its last reader lets it go
 
   const DenoiserShape shape_;
   const std::vector<WeightArray> arrays_;
   const bool condition_;
+  const std::shared_ptr<SpareArena<T>> spare_;
   mutable std::mutex mutex_;  // of what follows
   std::vector<char> copy_;
   std::shared_ptr<PackedArena<T>> packed_;

@@ -46,14 +46,7 @@ class UnitGradient {
   void clear() { std::fill_n(data(), used_, T(0)); }
 
   // Adds the other and clears it.
-  void take_from(UnitGradient& other) {
-    T* const to = data();
-    T* const from = other.data();
-    for (std::int64_t i = 0; i < used_; ++i) {
-      to[i] += from[i];
-      from[i] = T(0);
-    }
-  }
+  void take_from(UnitGradient& other, const Kernels<T>& kernels) { kernels.add_and_clear(data(), other.data(), used_); }
 
   DenoiserGradient<T> gradient{};
 
@@ -82,23 +75,22 @@ template <class T>
 class Exporter {
  public:
   Exporter(const Kernels<T>& kernels, const std::vector<T*>& targets)
-      : lanes_(kernels.lanes), whole_(static_cast<std::int64_t>(kernels.lanes) * kernels.tile_vectors),
-        targets_(targets) {}
+      : kernels_(kernels), lanes_(kernels.lanes),
+        whole_(static_cast<std::int64_t>(kernels.lanes) * kernels.tile_vectors), targets_(targets) {}
 
   void matrix(const MatrixGradient<T>& from, std::int64_t columns, std::int64_t depth) {
     T* const weight = targets_[next_++];
     for (std::int64_t start = 0; start < columns;) {
       const std::int64_t panel = start + whole_ <= from.columns ? whole_ : lanes_;
-      const T* const lines = from.weight + start * depth;
-      for (std::int64_t c = 0; c < std::min(panel, columns - start); ++c) {
-        for (std::int64_t k = 0; k < depth; ++k) weight[(start + c) * depth + k] = lines[k * panel + c];
-      }
+      kernels_.transpose(from.weight + start * depth, panel, depth, std::min(panel, columns - start),
+                         weight + start * depth, depth);
       start += panel;
     }
     std::copy_n(from.bias, columns, targets_[next_++]);
   }
 
  private:
+  const Kernels<T>& kernels_;
   const std::int64_t lanes_, whole_;
   const std::vector<T*>& targets_;
   std::size_t next_ = 0;
@@ -161,7 +153,7 @@ class UnitSums {
       if (sum_ == nullptr) {
         sum_ = std::move(finished_[added_]);
       } else {
-        sum_->take_from(*finished_[added_]);
+        sum_->take_from(*finished_[added_], kernels_);
         cleared_.push_back(std::move(finished_[added_]));
       }
     }

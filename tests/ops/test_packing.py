@@ -181,6 +181,18 @@ def test_the_same_weights_are_packed_once_and_a_deleted_model_is_freed_with_its_
 
 
 @needs_core
+def test_memory_is_filled_again_when_weights_change():
+    chain = make_chain(masked=False)
+    weights = [p.clone() for p in chain.weights.tensors()]
+    packed = CACHE.get("denoiser", weights, 4, False)
+    size = packed.nbytes
+    for run in range(2, 50):
+        weights[run % len(weights)] += 1
+        assert packed.refresh() and packed.packs == run
+    assert packed.nbytes == size
+
+
+@needs_core
 def test_weights_that_need_a_copy_are_not_kept():
     given = block_inputs()
     turned = BlockWeights(*(w.t().contiguous().t() if w.dim() == 2 else w for w in given["weights"]))

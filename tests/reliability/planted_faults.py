@@ -92,6 +92,11 @@ FAULTS = [
     _values("kernels/key_value_gradients.h", "of_value + load<float, N>(v_gradient + place)", "of_value"),
     _values("kernels/loop_backward.h", "* sigma * change", "* change"),
     _values("packing.cpp", "if (std::memcmp(kept, array.data, bytes) != 0) return false;", "kept += 0 * bytes;"),
+    _values(
+        "packing.cpp", "queries - column); ++c) line[c] *= scale;", "queries - column - 1); ++c) line[c] *= scale;"
+    ),
+    _values("packing.cpp", "std::copy_n(w + k * depth + column, real, line)", "std::copy_n(w + k * depth, real, line)"),
+    _values("kernels/weights.h", "row < whole_rows ? whole_columns : 0", "whole_columns"),
     _memory("kernels/denoiser.h", "c < columns; ++c) to[c] = rows[", "c <= columns; ++c) to[c] = rows["),
     _memory("kernels/denoiser.h", "c < columns; ++c) to[c] = from[c]", "c <= columns; ++c) to[c] = from[c]"),
     _memory(
@@ -106,6 +111,7 @@ FAULTS = [
         "return round_up(columns, lanes_) * depth + lines(columns);",
         "return round_up(columns, lanes_) * depth;",
     ),
+    _memory("kernels/weights.h", "const Index whole = count / N * N;", "const Index whole = count / N * N + N;"),
     Fault("threads", "kernels/denoiser.h", "m.qkv[meetings++ % 2]", "m.qkv[0 * meetings++]"),
 ]
 

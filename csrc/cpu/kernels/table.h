@@ -5,6 +5,7 @@
 #include "diffusion_loss.h"
 #include "linear_backward.h"
 #include "loop_backward.h"
+#include "weights.h"
 
 namespace rohydr {
 namespace {
@@ -70,7 +71,7 @@ constexpr Kernels<T> kTable{kLanes<T>,          RH_TILE_VECTORS,        workspac
                             fma_peak<T>,       kept_size<T>,           backward_workspace<T>,  reverse_loop_backward<T>,
                             denoiser_backward<T>, denoiser_block_backward<T>, loss_workspace<T>, diffusion_loss<T>,
                             linears_workspace<T>, linears<T>, linear_weight_gradient<T>, linear_bias_gradient<T>,
-                            linear_input_gradient<T>, silu_and_slope<T>};
+                            linear_input_gradient<T>, silu_and_slope<T>,     transpose_within<T>,   add_and_clear<T>};
 
 }  // namespace
 }  // namespace rohydr
