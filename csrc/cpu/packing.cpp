@@ -111,8 +111,8 @@ class Packer {
   // compared with.
   const T* take(std::vector<T>& room) {
     const WeightArray& array = arrays_[array_++];
-    const char* const kept = std::exchange(copy_, copy_ + array.bytes());
-    if (changed_) std::memcpy(const_cast<char*>(kept), array.data, static_cast<std::size_t>(array.bytes()));
+    char* const kept = std::exchange(copy_, copy_ + array.bytes());
+    if (changed_) std::memcpy(kept, array.data, static_cast<std::size_t>(array.bytes()));
     const bool fits = array.type == kOwnType<T> && reinterpret_cast<std::uintptr_t>(kept) % sizeof(T) == 0;
     if (fits) return reinterpret_cast<const T*>(kept);
     room.resize(static_cast<std::size_t>(array.count));
