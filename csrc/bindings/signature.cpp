@@ -2,8 +2,6 @@
 // Where tensors lie and how, as bytes: two lists with the same signature are the same memory read in the same way. Every
 // call asks for that of a hundred parameters, so torch is asked through DLPack's C interface (version 1), in a fifth of
 // the time that Python's attributes take.
-#include <cstring>
-
 #include "arrays.h"
 
 namespace rohydr {
@@ -32,7 +30,7 @@ struct DlExchange {  // the order of DLPackExchangeAPI
   void* current_stream;
 };
 
-// What torch offers; the types are null where it is not there, or speaks another version.
+// What torch offers; `exchange` is null where it is not there, or speaks another version.
 struct Torch {
   PyTypeObject *tensor = nullptr, *parameter = nullptr;
   const DlExchange* exchange = nullptr;

@@ -60,14 +60,14 @@ class PackingCache:
             entry = self._entries.get(key)
             if entry is not None:
                 self._entries.move_to_end(key)
-                if entry.packed.nbytes != entry.packed_bytes:
+                if entry.size() != entry.counted:
                     self._count(entry)
                 return entry.packed
         # Outside the lock: two threads may pack the same parameters, and the later one stays.
         arrays = [as_array(tensor) for tensor in tensors]
         packed = _pack(kind, arrays, *options)
         if all([is_dense(tensor) for tensor in tensors]):  # nobody will ask again for the address of a copy
-            if kind != "conditioning":
+            if kind != "conditioning":  # which has nothing before its first use
                 packed.refresh()  # the core packs at the first use; the size is known after it
             with self._lock:
                 self._put(key, _Entry(packed, sum([array.nbytes for array in arrays])))
@@ -75,26 +75,26 @@ class PackingCache:
 
     def _put(self, key: tuple, entry: "_Entry") -> None:
         if key in self._entries:
-            self._bytes -= self._entries.pop(key).size()
+            self._bytes -= self._entries.pop(key).counted
         self._entries[key] = entry
-        self._bytes += entry.size()
         self._count(entry)
 
     def _count(self, entry: "_Entry") -> None:
         """What `entry` holds by now; others go for it."""
-        self._bytes -= entry.size()
-        entry.packed_bytes = entry.packed.nbytes
-        self._bytes += entry.size()
+        size = entry.size()
+        self._bytes += size - entry.counted
+        entry.counted = size
         while len(self._entries) > self.max_entries or self._bytes > self.max_bytes:
-            self._bytes -= self._entries.popitem(last=False)[1].size()
+            self._bytes -= self._entries.popitem(last=False)[1].counted
 
 
 class _Entry:
     def __init__(self, packed, parameter_bytes: int):
-        self.packed, self.parameter_bytes, self.packed_bytes = packed, parameter_bytes, 0
+        self.packed, self.parameter_bytes = packed, parameter_bytes
+        self.counted = 0  # of its size: what was packed grows when it is used
 
     def size(self) -> int:
-        return self.parameter_bytes + self.packed_bytes
+        return self.parameter_bytes + self.packed.nbytes
 
 
 CACHE = PackingCache()
