@@ -39,7 +39,7 @@ CudaLoopModality modality_of(const Fields& fields, std::vector<const void*>& wei
 
 namespace {
 
-constexpr const char* op = "reverse_loop";
+constexpr const char* kLoopOp = "reverse_loop";
 
 // Sizes alone, as far as a kernel's limits depend on them.
 struct Sizes {
@@ -49,25 +49,25 @@ struct Sizes {
   Sizes(const py::object& tokens, const py::object& channels, const py::object& hidden, const py::object& width,
         const py::object& heads, CudaType type) {
     modality.samples = 1;
-    modality.tokens = static_cast<int>(integer(op, tokens, "tokens", INT32_MAX));
-    modality.channels = static_cast<int>(integer(op, channels, "channels", kCountMax));
-    modality.hidden = static_cast<int>(integer(op, hidden, "hidden", kCountMax));
-    request = {&modality, 1, static_cast<int>(integer(op, width, "width", kCountMax)),
-               static_cast<int>(integer(op, heads, "num_heads", kCountMax)), type, 0, nullptr};
+    modality.tokens = static_cast<int>(integer(kLoopOp, tokens, "tokens", INT32_MAX));
+    modality.channels = static_cast<int>(integer(kLoopOp, channels, "channels", kCountMax));
+    modality.hidden = static_cast<int>(integer(kLoopOp, hidden, "hidden", kCountMax));
+    request = {&modality, 1, static_cast<int>(integer(kLoopOp, width, "width", kCountMax)),
+               static_cast<int>(integer(kLoopOp, heads, "num_heads", kCountMax)), type, 0, nullptr};
   }
   Sizes(const Sizes&) = delete;
 };
 
 py::object refusal(const py::object& tokens, const py::object& channels, const py::object& hidden,
                    const py::object& width, const py::object& heads, const py::object& bfloat16) {
-  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(op, bfloat16));
+  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(kLoopOp, bfloat16));
   return text_or_none(reverse_loop_cuda_refusal(sizes.request));
 }
 
 int shared_bytes(const py::object& tokens, const py::object& channels, const py::object& hidden,
                  const py::object& width, const py::object& heads, const py::object& bfloat16) {
-  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(op, bfloat16));
-  check_cuda_refusal(op, reverse_loop_cuda_refusal(sizes.request));
+  const Sizes sizes(tokens, channels, hidden, width, heads, cuda_type_of(kLoopOp, bfloat16));
+  check_cuda_refusal(kLoopOp, reverse_loop_cuda_refusal(sizes.request));
   return reverse_loop_cuda_shared_bytes(sizes.request);
 }
 
@@ -75,37 +75,39 @@ std::int64_t scratch_bytes(const py::object& samples, const py::object& keys, co
                            const py::object& layers, const py::object& hidden, const py::object& width,
                            const py::object& bfloat16) {
   CudaLoopModality m{};
-  m.samples = static_cast<std::int64_t>(integer(op, samples, "samples", INT32_MAX));
-  m.keys = static_cast<int>(integer(op, keys, "keys", kCountMax));
-  m.channels = static_cast<int>(integer(op, channels, "channels", kCountMax));
-  m.layers = static_cast<int>(integer(op, layers, "layers", kCountMax));
-  m.hidden = static_cast<int>(integer(op, hidden, "hidden", kCountMax));
-  const int columns = static_cast<int>(integer(op, width, "width", kCountMax));
-  return reverse_loop_cuda_scratch(m, columns, cuda_type_of(op, bfloat16));
+  m.samples = static_cast<std::int64_t>(integer(kLoopOp, samples, "samples", INT32_MAX));
+  m.keys = static_cast<int>(integer(kLoopOp, keys, "keys", kCountMax));
+  m.channels = static_cast<int>(integer(kLoopOp, channels, "channels", kCountMax));
+  m.layers = static_cast<int>(integer(kLoopOp, layers, "layers", kCountMax));
+  m.hidden = static_cast<int>(integer(kLoopOp, hidden, "hidden", kCountMax));
+  const int columns = static_cast<int>(integer(kLoopOp, width, "width", kCountMax));
+  return reverse_loop_cuda_scratch(m, columns, cuda_type_of(kLoopOp, bfloat16));
 }
 
 void run(const py::object& modalities, const py::object& width, const py::object& heads, const py::object& bfloat16,
          const py::object& device, const py::object& cuda_stream) {
   RH_CHECK(py::isinstance<py::list>(modalities) && py::len(modalities) >= 1 &&
                py::len(modalities) <= kLoopModalitiesMax,
-           op << ": modalities must be a list of one to three, got " << text_of(modalities) << ". Make several calls.");
+           kLoopOp << ": modalities must be a list of one to three, got " << text_of(modalities)
+                   << ". Make several calls.");
   std::vector<std::vector<const void*>> weights(py::len(modalities));
   std::vector<CudaLoopModality> loops;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    loops.push_back(modality_of(Fields(op, "a modality", modalities[py::int_(i)]), weights[i]));
+    loops.push_back(modality_of(Fields(kLoopOp, "a modality", modalities[py::int_(i)]), weights[i]));
   }
   CudaLoopRequest request{loops.data(), static_cast<int>(loops.size()),
-                          static_cast<int>(integer(op, width, "width", kCountMax)),
-                          static_cast<int>(integer(op, heads, "num_heads", kCountMax)), cuda_type_of(op, bfloat16),
-                          static_cast<int>(integer(op, device, "device", INT32_MAX)),
-                          reinterpret_cast<void*>(integer(op, cuda_stream, "cuda_stream", UINTPTR_MAX))};
-  check_cuda_refusal(op, reverse_loop_cuda_refusal(request));
+                          static_cast<int>(integer(kLoopOp, width, "width", kCountMax)),
+                          static_cast<int>(integer(kLoopOp, heads, "num_heads", kCountMax)),
+                          cuda_type_of(kLoopOp, bfloat16),
+                          static_cast<int>(integer(kLoopOp, device, "device", INT32_MAX)),
+                          reinterpret_cast<void*>(integer(kLoopOp, cuda_stream, "cuda_stream", UINTPTR_MAX))};
+  check_cuda_refusal(kLoopOp, reverse_loop_cuda_refusal(request));
   int error = 0;
   {
     const ReleasedGil released;
     error = launch_reverse_loop_cuda(request);
   }
-  check_cuda_launch(op, request.device, error);
+  check_cuda_launch(kLoopOp, request.device, error);
 }
 
 }  // namespace

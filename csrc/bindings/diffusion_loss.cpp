@@ -9,12 +9,13 @@
 namespace rohydr {
 namespace {
 
-constexpr const char* op = "diffusion_loss";
+constexpr const char* kLossOp = "diffusion_loss";
 
 Loss loss_of(const py::object& name, const std::string& argument) {
   const std::string text = py::isinstance<py::str>(name) ? std::string(py::str(name)) : "";
   RH_CHECK(text == "nll" || text == "kl" || text == "hybrid",
-           op << ": " << argument << " must be nll, kl or hybrid, got " << text_of(name) << ". Choose one of these.");
+           kLossOp << ": " << argument << " must be nll, kl or hybrid, got " << text_of(name)
+                   << ". Choose one of these.");
   return text == "nll" ? Loss::kNll : text == "kl" ? Loss::kKl : Loss::kHybrid;
 }
 
@@ -28,10 +29,10 @@ enum Place : std::size_t {
 template <class T>
 std::vector<std::int64_t> read_layers(DiffusionLossRequest<T>& r, const DenoiserShape& shape, const py::object& value,
                                       const std::string& name) {
-  const LayersObject& object = layers_of(op, value, name);
+  const LayersObject& object = layers_of(kLossOp, value, name);
   const bool fits = object.is_double() == std::is_same_v<T, double> && object.width == shape.width &&
                     object.layers == shape.layers && object.inputs == r.inputs;
-  RH_CHECK(fits, op << ": " << name << " must be those of " << shape.layers << " blocks of width " << shape.width
+  RH_CHECK(fits, kLossOp << ": " << name << " must be those of " << shape.layers << " blocks of width " << shape.width
                     << " that read " << r.inputs << " features of " << dtype_name<T>() << ", got layers of "
                     << object.layers << ", " << object.width << " and " << object.inputs << " of "
                     << (object.is_double() ? "float64" : "float32") << ". Pass those of the network.");
@@ -58,7 +59,7 @@ void read_gradients(DiffusionLossRequest<T>& r, const PackedObject& object, cons
   for (const py::handle weight : object.arrays) sizes.push_back(py::reinterpret_borrow<py::array>(weight).size());
   const std::int64_t own = std::accumulate(layers.begin(), layers.end(), keys);
   T* next = writeable_pointer<T>(
-      writeable<T>(op, gradients, name, {std::accumulate(sizes.begin(), sizes.end(), own)}));
+      writeable<T>(kLossOp, gradients, name, {std::accumulate(sizes.begin(), sizes.end(), own)}));
   const auto take = [&](std::int64_t count) { return std::exchange(next, next + count); };
   r.encoded_gradient = take(keys);
   const auto network = static_cast<std::size_t>(4 + 12 * object.shape().layers);
@@ -81,48 +82,48 @@ template <class T>
 DiffusionLossRequest<T> read_term(const PackedObject& object, const py::tuple& term, const std::string& prefix) {
   const auto name = [&](const char* part) { return prefix + part; };
   const DenoiserShape& shape = object.shape();
-  const py::array tokens = array<T>(op, term[kX0], name("x_0"), 3);
-  const py::array condition = array<T>(op, term[kEncoded], name("encoded"), 3);
+  const py::array tokens = array<T>(kLossOp, term[kX0], name("x_0"), 3);
+  const py::array condition = array<T>(kLossOp, term[kEncoded], name("encoded"), 3);
   DiffusionLossRequest<T> r{};
   r.weights = object.get<T>();
   r.batch = {tokens.shape(0), tokens.shape(1), condition.shape(1), nullptr, nullptr};
   const std::int64_t samples = r.batch.samples;
-  check_keys(op, r.batch.keys);
+  check_keys(kLossOp, r.batch.keys);
   RH_CHECK(r.batch.tokens < kSizeMax && r.batch.keys < kSizeMax,
-           op << ": sizes must be below 2^31, got " << r.batch.tokens << " tokens, " << r.batch.keys
+           kLossOp << ": sizes must be below 2^31, got " << r.batch.tokens << " tokens, " << r.batch.keys
               << " keys. Shorten them.");
-  r.x_0 = pointer<T>(array<T>(op, term[kX0], name("x_0"), {samples, r.batch.tokens, shape.channels}));
-  r.encoded = pointer<T>(array<T>(op, term[kEncoded], name("encoded"), {samples, r.batch.keys, shape.width}));
-  r.rows = pointer<T>(array<T>(op, term[kRows], name("rows"), {samples, kLossColumns}));
+  r.x_0 = pointer<T>(array<T>(kLossOp, term[kX0], name("x_0"), {samples, r.batch.tokens, shape.channels}));
+  r.encoded = pointer<T>(array<T>(kLossOp, term[kEncoded], name("encoded"), {samples, r.batch.keys, shape.width}));
+  r.rows = pointer<T>(array<T>(kLossOp, term[kRows], name("rows"), {samples, kLossColumns}));
   r.loss = loss_of(term[kLossName], name("loss"));
-  r.position = pointer<T>(array<T>(op, term[kPosition], name("position"), {r.batch.tokens, shape.width}));
-  const py::array features = array<T>(op, term[kFeatures], name("features"), 2);
+  r.position = pointer<T>(array<T>(kLossOp, term[kPosition], name("position"), {r.batch.tokens, shape.width}));
+  const py::array features = array<T>(kLossOp, term[kFeatures], name("features"), 2);
   r.modulations = features.shape(0) == 1 ? 1 : samples;
   r.inputs = features.shape(1);
   RH_CHECK(r.inputs >= 1 && r.inputs < kSizeMax,
-           op << ": " << name("features") << " must have at least one column, got " << r.inputs << ". Pass some.");
-  r.features = pointer<T>(array<T>(op, term[kFeatures], name("features"), {r.modulations, r.inputs}));
+           kLossOp << ": " << name("features") << " must have at least one column, got " << r.inputs << ". Pass some.");
+  r.features = pointer<T>(array<T>(kLossOp, term[kFeatures], name("features"), {r.modulations, r.inputs}));
   const std::vector<std::int64_t> layers = read_layers(r, shape, term[kLayers], name("layers"));
-  r.seed = integer(op, term[kSeed], name("seed").c_str(), UINT64_MAX);
-  r.sample_ids = sample_ids_of(op, term[kSampleIds], name("sample_ids"), samples);
-  r.modality = static_cast<std::uint32_t>(integer(op, term[kModality], name("modality").c_str(), 255));
-  r.batch.token_mask = mask(op, term[kTokenMask], name("token_mask"), samples, r.batch.tokens);
-  r.batch.key_mask = mask(op, term[kKeyMask], name("key_mask"), samples, r.batch.keys);
-  r.out = writeable_pointer<T>(writeable<T>(op, term[kOut], name("out"), {1}));
+  r.seed = integer(kLossOp, term[kSeed], name("seed").c_str(), UINT64_MAX);
+  r.sample_ids = sample_ids_of(kLossOp, term[kSampleIds], name("sample_ids"), samples);
+  r.modality = static_cast<std::uint32_t>(integer(kLossOp, term[kModality], name("modality").c_str(), 255));
+  r.batch.token_mask = mask(kLossOp, term[kTokenMask], name("token_mask"), samples, r.batch.tokens);
+  r.batch.key_mask = mask(kLossOp, term[kKeyMask], name("key_mask"), samples, r.batch.keys);
+  r.out = writeable_pointer<T>(writeable<T>(kLossOp, term[kOut], name("out"), {1}));
   read_gradients(r, object, layers, term[kGradients], name("gradients"));
   return r;
 }
 
 void diffusion_loss(const py::object& terms, const py::object& threads) {
-  const int count = thread_count(op, threads);
+  const int count = thread_count(kLossOp, threads);
   const Isa isa = selected_isa();  // once: an argument's conversion may change the environment
   std::vector<DiffusionLossRequest<float>> floats;
   std::vector<DiffusionLossRequest<double>> doubles;
-  const py::tuple list = tuples_of(op, terms, "terms", kPlaces);
+  const py::tuple list = tuples_of(kLossOp, terms, "terms", kPlaces);
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string prefix = "terms[" + std::to_string(i) + "].";
     const py::tuple term = list[i];
-    const PackedObject& object = *packed_of(op, term[kPacked], prefix + "packed", Packing::kDiffusionLoss);
+    const PackedObject& object = *packed_of(kLossOp, term[kPacked], prefix + "packed", Packing::kDiffusionLoss);
     if (object.is_double()) {
       doubles.push_back(read_term<double>(object, term, prefix));
     } else {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "packed.h"
 
+#include "rohydr/philox.h"
+
 namespace rohydr {
 namespace {
-
-constexpr std::int64_t kSampleIdEnd = std::int64_t{1} << 48;
 
 class ArrayReader {
  public:

@@ -12,8 +12,7 @@ namespace rohydr {
 namespace {
 
 constexpr std::uint64_t kWordMax = 0xFFFFFFFFu;
-constexpr std::int64_t kCountMax = std::int64_t{1} << 34;
-constexpr std::int64_t kSampleIdEnd = std::int64_t{1} << 48;
+constexpr std::int64_t kColumnsMax = std::int64_t{1} << 34;
 
 PhiloxRequest request_scalars(py::handle seed, py::handle modality, py::handle step, py::handle stream) {
   PhiloxRequest request{};
@@ -37,7 +36,7 @@ void philox_cpu(const Launch& launch, const py::object& seed, const py::object& 
   RH_CHECK(result.shape(0) == request.samples, "philox: out must have one row per sample id, got "
                                                    << result.shape(0) << " rows for " << request.samples
                                                    << " ids. Allocate (len(sample_ids), count).");
-  RH_CHECK(request.count <= kCountMax, "philox: out must have at most " << kCountMax << " columns, got "
+  RH_CHECK(request.count <= kColumnsMax, "philox: out must have at most " << kColumnsMax << " columns, got "
                                                                         << request.count << ". Draw fewer.");
   for (std::int64_t i = 0; i < request.samples; ++i) {
     const std::int64_t id = request.sample_ids[i];
@@ -83,8 +82,8 @@ void philox_cuda(const py::object& seed, const py::object& ids_pointer, const py
   PhiloxRequest request = request_scalars(seed, modality, step, stream);
   const std::uint64_t ids = integer("philox", ids_pointer, "ids_pointer", UINTPTR_MAX);
   request.sample_ids = reinterpret_cast<const std::int64_t*>(ids);
-  request.samples = static_cast<std::int64_t>(integer("philox", samples, "samples", INT64_MAX / kCountMax));
-  request.count = static_cast<std::int64_t>(integer("philox", count, "count", kCountMax));
+  request.samples = static_cast<std::int64_t>(integer("philox", samples, "samples", INT64_MAX / kColumnsMax));
+  request.count = static_cast<std::int64_t>(integer("philox", count, "count", kColumnsMax));
   T* target = reinterpret_cast<T*>(integer("philox", out_pointer, "out_pointer", UINTPTR_MAX));
   void* queue = reinterpret_cast<void*>(integer("philox", cuda_stream, "cuda_stream", UINTPTR_MAX));
   const int number = static_cast<int>(integer("philox", device, "device", INT32_MAX));

@@ -62,18 +62,20 @@ def cache_folder(root: Path, *key: str, tests: bool = False) -> Path:
 
 
 def built_objects(root: Path) -> dict[Path, Path]:
-    """The objects of the package's last build, by source; empty where they are not all there or older than a source."""
-    bindings = list((root / "csrc" / "bindings").glob("*.cpp"))
-    sources = [*flags_of_sources(root), *bindings]
-    needed = [source for source in sources if not source.name.startswith("cuda_")]  # those only with nvcc
+    """The objects of the package's last build, by source; empty where they are not all there or older than a source.
+
+    The bindings are one object, whose source is the file that CMake made to include them.
+    """
     for library in root.glob("build/*/CMakeFiles/rohydr_cpu.dir"):
-        places = {
-            source: folder / f"{source.relative_to(root)}.o"
-            for source in sources
-            for folder in (library, library.parent / "_C.dir")
-            if (folder / f"{source.relative_to(root)}.o").exists()
-        }
-        if places.keys() >= set(needed) and _is_of_now(root, library.parents[1], places.values()):
+        core = {source: library / f"{source.relative_to(root)}.o" for source in flags_of_sources(root)}
+        unity = (library.parent / "_C.dir" / "Unity").glob("*.cxx")
+        bindings = {source: source.with_name(f"{source.name}.o") for source in unity}
+        places = core | bindings
+        if (
+            bindings
+            and all(map(Path.exists, places.values()))
+            and _is_of_now(root, library.parents[1], places.values())
+        ):
             return places
     return {}
 
