@@ -67,12 +67,15 @@ FAULTS = [
     _values("kernels/attention.h", "kv.count > 0 ? T(1) / sum : sum", "T(1) / sum"),
     _values("kernels/attention.h", "if (__builtin_expect(hits == 0, 1)) {", "if (true) {"),
     _values("kernels/few_queries.h", "kv.count > 0 ? 1 / sum[r * kSideHeads + h] : 0", "1 / sum[r * kSideHeads + h]"),
-    _values("kernels/few_queries.h", "weight[r * kSideHeads + h], line[i]", "weight[r * kSideHeads], line[i]"),
+    _values("kernels/few_queries.h", "r * kNext + (group + g) * kTogether", "r * kNext + g * kTogether"),
     _values("kernels/key_blocks.h", "sum[i % V] = sum[i % V] + weight;", "sum[i % V] = sum[0] + weight;"),
     _values(
         "kernels/rows.h", "(load<T, N>(row + i * N) - mean[r]) * inverse[r]", "load<T, N>(row + i * N) * inverse[r]"
     ),
-    _values("kernels/attention.h", "within && bound[i] <= T(kScoreLimit)", "within"),
+    _values(
+        "kernels/attention.h", "within && (lanes_at_most<T, N>(bound, T(kScoreLimit)) & inside) == inside", "within"
+    ),
+    _values("kernels/attention.h", "size > most[v] ? size : most[v]", "most[v]"),
     _values("kernels/rows.h", "share + T(kLayerNormEpsilon)", "share + T(1e-3)"),
     _values(
         "kernels/rows.h",
@@ -85,9 +88,10 @@ FAULTS = [
     _values("kernels/denoiser.h", "cross_keys(layer, i), tape.cross_q", "cross_keys(0, i), tape.cross_q"),
     _values("kernels/backward.h", "mean_product[r] * share", "mean_product[r]"),
     _values("kernels/backward.h", "T(1) - sigmoid", "T(1) + sigmoid"),
-    _values("kernels/backward.h", "store<T, N>(sums + c, load<T, N>(sums + c) + sum)", "store<T, N>(sums + c, sum)"),
+    _values("kernels/backward.h", "load<T, N>(sums + c + v * N) + sum[v]", "sum[v]"),
+    _values("kernels/backward.h", "load<T, N>(branch + place + v * N)", "load<T, N>(branch + place)"),
     _values("kernels/attention_backward.h", "slope[j] = slope[j] - dot;", ";"),
-    _values("kernels/few_gradients.h", "if (r < lanes) norm[", "norm["),
+    _values("kernels/few_gradients.h", "r < lanes && i < kStep", "i < kStep"),
     _values("kernels/few_gradients.h", "few_values<D, R>(slopes, to_keys, ", "few_values<D, R>(slopes, kv, "),
     _values("kernels/key_value_gradients.h", "of_value + load<float, N>(v_gradient + place)", "of_value"),
     _values("kernels/loop_backward.h", "* sigma * change", "* change"),

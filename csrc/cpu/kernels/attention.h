@@ -22,34 +22,39 @@ struct KeysValues {
   Index stride;
   const std::int32_t* index;  // (count) rows that exist
   Index count;
-  const T* largest;  // (D) max_k |k_d| over the keys of this head; NaN where a key is not finite
+  const T* largest;  // (D) max_k |k_d| over the keys of this head; not finite where a key is not
 };
 
-// largest (columns) = max over the rows `index` of |keys|, NaN where one of them is not finite.
+// largest (columns) = max over the rows `index` of |keys|, not finite where one of them is not: as integers, magnitudes
+// are in the same order, with NaN behind infinity.
+template <int Vectors, int N, class T>
+RH_INLINE void largest_of_columns(const T* keys, Index stride, const std::int32_t* index, Index count, T* largest) {
+  using Integers = Vector<typename IntegerOf<T>::type, N>;
+  Integers most[Vectors] = {};  // side by side, for each is one long chain
+  for (Index j = 0; j < count; ++j) {
+    const T* const key = keys + index[j] * stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const Integers size = (Integers)absolute<T, N>(load<T, N>(key + v * N));
+      most[v] = size > most[v] ? size : most[v];
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) store<T, N>(largest + v * N, (Vector<T, N>)most[v]);
+}
+
 template <class T>
 void largest_magnitudes(const T* keys, Index stride, const std::int32_t* index, Index count, Index columns,
                         T* largest) {
   constexpr int N = kLanes<T>;
   Index column = 0;
+  for (; column + 4 * N <= columns; column += 4 * N) {
+    largest_of_columns<4, N>(keys + column, stride, index, count, largest + column);
+  }
   for (; column + N <= columns; column += N) {
-    Vector<T, N> most{}, poison{};
-    for (Index j = 0; j < count; ++j) {
-      const Vector<T, N> size = absolute<T, N>(load<T, N>(keys + index[j] * stride + column));
-      most = size > most ? size : most;
-      poison = size * T(0) + poison;
-    }
-    store<T, N>(largest + column, most + poison);
+    largest_of_columns<1, N>(keys + column, stride, index, count, largest + column);
   }
-  for (; column < columns; ++column) {
-    T most = 0, poison = 0;
-    for (Index j = 0; j < count; ++j) {
-      const T value = keys[index[j] * stride + column];
-      const T size = value < 0 ? -value : value;
-      most = size > most ? size : most;
-      poison = size * T(0) + poison;
-    }
-    largest[column] = most + poison;
-  }
+  for (; column < columns; ++column) largest_of_columns<1, 1>(keys + column, stride, index, count, largest + column);
 }
 
 // Whether softmax needs no shift in any of `lanes` queries of a head.
@@ -61,7 +66,8 @@ bool within_limit(const T* q, Index q_stride, Index lanes, const T* largest) {
     for (Index d = 0; d < D; ++d) {
       bound = multiply_add<T, N>(absolute<T, N>(load<T, N>(q + d * q_stride + lane)), largest[d], bound);
     }
-    for (Index i = 0; i < smaller(N, lanes - lane); ++i) within = within && bound[i] <= T(kScoreLimit);
+    const unsigned inside = first_lanes<N>(lanes - lane);
+    within = within && (lanes_at_most<T, N>(bound, T(kScoreLimit)) & inside) == inside;
   }
   return within;
 }
@@ -190,9 +196,8 @@ RH_INLINE Index head_queries(const T* q, Index q_stride, Index lanes, const Keys
     bound = multiply_add<T, N>(absolute<T, N>(load<T, N>(q + d * q_stride)), kv.largest[d], bound);
   }
   // Lanes beyond `lanes` belong to somebody else, or to nobody: they have no say.
-  const auto outside = ~(bound <= T(kScoreLimit)) & (lane_numbers<T, N>() < T(lanes));
-  Index hits = 0;
-  for (int i = 0; i < N; ++i) hits -= outside[i];
+  const unsigned outside = ~lanes_at_most<T, N>(bound, T(kScoreLimit)) & first_lanes<N>(lanes);
+  const Index hits = __builtin_popcount(outside);
   if (__builtin_expect(hits == 0, 1)) {
     queries<D, N, false>(q, q_stride, kv, depth, bound, out, out_stride, norms, norms_stride);
   } else {

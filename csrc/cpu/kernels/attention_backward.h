@@ -114,11 +114,7 @@ RH_INLINE void query_gradients(const HeadGradient<T>& h, Index lane, const KeysV
 template <int D, int N, class T>
 RH_INLINE void query_gradients_of(const HeadGradient<T>& h, Index lane, Index lanes, const KeysValues<T>& kv,
                                   Index depth) {
-  bool shifted = false;
-  for (Index i = 0; i < smaller(N, lanes - lane); ++i) {
-    shifted = shifted || !(h.norms[h.norms_stride + lane + i] == T(0));
-  }
-  if (shifted) {
+  if (any_shifted<N>(h, lane, smaller(N, lanes - lane))) {
     query_gradients<D, N, true>(h, lane, kv, depth);
   } else {
     query_gradients<D, N, false>(h, lane, kv, depth);

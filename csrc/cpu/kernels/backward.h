@@ -10,15 +10,29 @@
 namespace rohydr {
 namespace {
 
+// Calls visit.operator()<V>(c) for every V vectors of columns, c the first: four side by side while there are as many,
+// for the sum of a column over its rows is one long chain.
+template <class T, class Visit>
+RH_INLINE void for_columns(Index columns, const Visit& visit) {
+  constexpr int N = kLanes<T>;
+  Index c = 0;
+  for (; c + 4 * N <= columns; c += 4 * N) visit.template operator()<4>(c);
+  for (; c < columns; c += N) visit.template operator()<1>(c);
+}
+
 // sums (columns) += the sum of the rows.
 template <class T>
 void add_column_sums(const T* x, Index rows, Index stride, Index columns, T* sums) {
   constexpr int N = kLanes<T>;
-  for (Index c = 0; c < columns; c += N) {
-    Vector<T, N> sum{};
-    for (Index row = 0; row < rows; ++row) sum = sum + load<T, N>(x + row * stride + c);
-    store<T, N>(sums + c, load<T, N>(sums + c) + sum);
-  }
+  for_columns<T>(columns, [&]<int V>(Index c) {
+    Vector<T, N> sum[V] = {};
+    for (Index row = 0; row < rows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[v] = sum[v] + load<T, N>(x + row * stride + c + v * N);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store<T, N>(sums + c + v * N, load<T, N>(sums + c + v * N) + sum[v]);
+  });
 }
 
 // The way back through h + gate * branch for rows that share a gate: gated = gate * dh, dgate += sum of dh * branch.
@@ -26,16 +40,25 @@ template <class T>
 void gate_backward(const T* dh, const T* branch, Index rows, Index stride, Index width, const T* gate, T* gated,
                    T* gate_gradient) {
   constexpr int N = kLanes<T>;
-  for (Index c = 0; c < width; c += N) {
-    const Vector<T, N> factor = load<T, N>(gate + c);
-    Vector<T, N> sum{};
+  for_columns<T>(width, [&]<int V>(Index c) {
+    Vector<T, N> factor[V], sum[V] = {};
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) factor[v] = load<T, N>(gate + c + v * N);
     for (Index row = 0; row < rows; ++row) {
-      const Vector<T, N> g = load<T, N>(dh + row * stride + c);
-      store<T, N>(gated + row * stride + c, g * factor);
-      sum = multiply_add<T, N>(g, load<T, N>(branch + row * stride + c), sum);
+      const Index place = row * stride + c;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const Vector<T, N> g = load<T, N>(dh + place + v * N);
+        store<T, N>(gated + place + v * N, g * factor[v]);
+        sum[v] = multiply_add<T, N>(g, load<T, N>(branch + place + v * N), sum[v]);
+      }
     }
-    store<T, N>(gate_gradient + c, load<T, N>(gate_gradient + c) + sum);
-  }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* const to = gate_gradient + c + v * N;
+      store<T, N>(to, load<T, N>(to) + sum[v]);
+    }
+  });
 }
 
 // dh += the gradient of LN(h) (1 + scale) + shift, whose gradient is `gradient`; statistics from the forward.

@@ -14,7 +14,7 @@ template <int D, int R>
 RH_INLINE void few_sums_over_queries(const float* weights, const float* slopes, const float* q_rows,
                                      const float* gradient_rows, const KeysValues<float>& kv, Index first, Index count,
                                      float* k_gradient, float* v_gradient, Index target_stride) {
-  constexpr int N = D < kLanes<float> ? D : kLanes<float>;
+  constexpr int N = D < kLanes<float> ? D : kLanes<float>, kNext = kFewStep<R> * kSideHeads;  // query
   const Vector<float, N> ln2 = broadcast<float, N>(static_cast<float>(kLn2));
   for (int h = 0; h < kSideHeads; ++h) {
     for (int part = 0; part < D; part += N) {
@@ -26,13 +26,13 @@ RH_INLINE void few_sums_over_queries(const float* weights, const float* slopes, 
       }
       for (Index j = 0; j < count; ++j) {
         const Index place = kv.index[first + j] * target_stride + h * D + part;
-        const float* const p = weights + j * R * kSideHeads + h;
-        const float* const ds = slopes + j * R * kSideHeads + h;
+        const float* const p = weights + few_score<R>(j, 0) + h;
+        const float* const ds = slopes + few_score<R>(j, 0) + h;
         Vector<float, N> of_value = load<float, N>(v_gradient + place), of_key{};
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          of_value = multiply_add<float, N>(g[r], p[r * kSideHeads], of_value);
-          of_key = multiply_add<float, N>(q[r], ds[r * kSideHeads], of_key);
+          of_value = multiply_add<float, N>(g[r], p[r * kNext], of_value);
+          of_key = multiply_add<float, N>(q[r], ds[r * kNext], of_key);
         }
         store<float, N>(v_gradient + place, of_value);
         store<float, N>(k_gradient + place, multiply_add<float, N>(of_key, ln2, load<float, N>(k_gradient + place)));
@@ -45,7 +45,8 @@ RH_INLINE void few_sums_over_queries(const float* weights, const float* slopes, 
 template <int D, int R>
 __attribute__((noinline)) void few_gradients(const HeadGradient<float>& h, Index lanes, const KeysValues<float>& kv,
                                              float* k_gradient, float* v_gradient, Index target_stride) {
-  constexpr int kLine = R * kSideHeads, N = kFewLanes<R>, kRow = D * kSideHeads;
+  constexpr int kLine = kFewLine<R>, N = kLine < kLanes<float> ? kLine : kLanes<float>, kStep = kFewStep<R>;
+  constexpr int kRow = D * kSideHeads;
   alignas(64) float query[D * kLine], gradient[D * kLine], output[D * kLine], norm[kLine] = {}, dot[kLine];
   alignas(64) float q_rows[kRow * R], gradient_rows[kRow * R], q_gradient[kRow * R] = {};
   few_lines<D, R>(h.q, h.lines_stride, lanes, query);
@@ -61,7 +62,9 @@ __attribute__((noinline)) void few_gradients(const HeadGradient<float>& h, Index
   for (int head = 0; head < kSideHeads; ++head) {
     for (int r = 0; r < R; ++r) {
       const Index row = smaller(r, lanes - 1);
-      if (r < lanes) norm[r * kSideHeads + head] = h.norms[2 * head * h.norms_stride + r];  // others weigh nothing
+      for (int i = 0; r < lanes && i < kStep; ++i) {  // others weigh nothing
+        norm[(r * kStep + i) * kSideHeads + head] = h.norms[2 * head * h.norms_stride + r];
+      }
       for (int d = 0; d < D; ++d) {
         q_rows[(head * R + r) * D + d] = h.q_rows[row * h.rows_stride + head * D + d];
         gradient_rows[(head * R + r) * D + d] = h.gradient_rows[row * h.gradient_stride + head * D + d];
@@ -70,27 +73,27 @@ __attribute__((noinline)) void few_gradients(const HeadGradient<float>& h, Index
   }
   KeysValues<float> to_keys = kv;  // dQ = ds K: what values are in the forward
   to_keys.values = kv.keys;
-  alignas(64) float side[kFewKeys * kRow], weights[kFewKeys * kLine], slopes[kFewKeys * kLine];
+  alignas(64) float side[kFewKeys * kRow], weights[kFewKeys * R * kSideHeads], slopes[kFewKeys * R * kSideHeads];
   for (Index first = 0; first < kv.count; first += kFewKeys) {
     const Index count = smaller(kFewKeys, kv.count - first);
-    few_rows<D>(kv.keys, kv, first, count, side);
+    few_rows<D, kStep>(kv.keys, kv, first, count, side);
     few_products<D, R, true>(query, side, count, weights);
-    few_rows<D>(kv.values, kv, first, count, side);
+    few_rows<D, kStep>(kv.values, kv, first, count, side);
     few_products<D, R, false>(gradient, side, count, slopes);
-    for (Index i = 0; i < count * kLine; i += N) {
+    for (Index i = 0; i < round_up(count, kStep) * R * kSideHeads; i += N) {
       const Index lane = i % kLine;
       const Vector<float, N> weight = load<float, N>(weights + i) * load<float, N>(norm + lane);
       store<float, N>(weights + i, weight);
       store<float, N>(slopes + i, (load<float, N>(slopes + i) - load<float, N>(dot + lane)) * weight);
     }
-    few_values<D, R>(slopes, to_keys, first, count, q_gradient);
+    few_values<D, R>(slopes, to_keys, first, count, q_gradient, nullptr);
     few_sums_over_queries<D, R>(weights, slopes, q_rows, gradient_rows, kv, first, count, k_gradient, v_gradient,
                                 target_stride);
   }
   for (int head = 0; head < kSideHeads; ++head) {
-    for (Index r = 0; r < lanes; ++r) {
+    for (int r = 0; r < lanes; ++r) {
       for (int d = 0; d < D; ++d) {
-        h.q_gradient[(head * D + d) * h.lines_stride + r] = q_gradient[(head * R + r) * D + d] * h.q_scale;
+        h.q_gradient[(head * D + d) * h.lines_stride + r] = q_gradient[few_place<D, R>(head, r) + d] * h.q_scale;
       }
     }
   }

@@ -30,6 +30,17 @@ struct HeadGradient {
   T q_scale;  // 1 / sqrt(D)
 };
 
+// Whether something was taken off the scores of one of `count` queries from `lane` on. Up to N lanes are read.
+template <int N, class T>
+RH_INLINE bool any_shifted(const HeadGradient<T>& h, Index lane, Index count) {
+  const T* const shift = h.norms + h.norms_stride + lane;
+  unsigned inside = ~0u;
+  for (Index i = 0; i < count; i += N) {
+    inside &= lanes_at_most<T, N>(absolute<T, N>(load<T, N>(shift + i)), T(0)) | ~first_lanes<N>(count - i);
+  }
+  return inside != ~0u;
+}
+
 // target[index[row]] (columns) += factor * value. Keys and values of a condition may lie in a far cache.
 template <class T>
 struct AddToKeys {

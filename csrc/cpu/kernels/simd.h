@@ -93,6 +93,28 @@ RH_INLINE Vector<float, 8> at_most<float, 8>(Vector<float, 8> value, float bound
 }
 #endif
 
+// Bit i is set where value[i] <= bound.
+template <class T, int N>
+RH_INLINE unsigned lanes_at_most(Vector<T, N> value, T bound) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && N == 16) return _mm512_cmp_ps_mask(value, _mm512_set1_ps(bound), _CMP_LE_OQ);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(T) == 4 && N == 8) {
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(value, _mm256_set1_ps(bound), _CMP_LE_OQ)));
+  }
+#endif
+  unsigned bits = 0;
+  for (int i = 0; i < N; ++i) bits |= static_cast<unsigned>(value[i] <= bound) << i;
+  return bits;
+}
+
+// The first `count` bits, all N where there are more.
+template <int N>
+RH_INLINE unsigned first_lanes(Index count) {
+  return count < N ? (1u << count) - 1 : (1u << N) - 1;
+}
+
 template <class T, int N>
 RH_INLINE Vector<T, N> lane_numbers() {
   Vector<T, N> result;
@@ -227,15 +249,37 @@ RH_INLINE void split_pairs(Vector<float, 16> value, Vector<float, 8>& even, Vect
 }
 #endif
 
-// Four numbers, again and again.
-template <int N>
-RH_INLINE Vector<float, N> repeat_four(const float* from) {
-  if constexpr (N == 8) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
+// Two numbers, each in a half of the lanes.
 #if defined(__AVX512F__)
-  if constexpr (N == 16) return _mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(from));
+template <int N>
+RH_INLINE Vector<float, N> side_by_side(const float* from) {
+  const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  return _mm512_maskz_permutexvar_ps(0xFFFF, halves, repeat_pair<N>(from));
+}
+#else
+template <int N>
+Vector<float, N> side_by_side(const float*);
+#endif
+
+// Four or eight numbers, again and again.
+template <int N, int Count>
+RH_INLINE Vector<float, N> repeat(const float* from) {
+  if constexpr (Count == N) return load<float, N>(from);
+  if constexpr (Count == 4 && N == 8) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
+#if defined(__AVX512F__)
+  if constexpr (Count == 4 && N == 16) return _mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(from));
+  if constexpr (Count == 8 && N == 16) return _mm512_maskz_broadcast_f32x8(0xFFFF, _mm256_loadu_ps(from));
 #endif
 }
 #endif
+
+// Of the groups of four lanes of a and b, in turn, the first half, or the last.
+template <bool Last>
+RH_INLINE Vector<float, 16> groups_in_turn(Vector<float, 16> a, Vector<float, 16> b) {
+  constexpr int k = Last ? 8 : 0, N = 16;
+  return RH_SHUFFLE(k, k + 1, k + 2, k + 3, 16 + k, 17 + k, 18 + k, 19 + k, 4 + k, 5 + k, 6 + k, 7 + k, 20 + k, 21 + k,
+                    22 + k, 23 + k);
+}
 
 #undef RH_SHUFFLE
 
