@@ -33,9 +33,9 @@ std::vector<std::int64_t> read_layers(DiffusionLossRequest<T>& r, const Denoiser
   const bool fits = object.is_double() == std::is_same_v<T, double> && object.width == shape.width &&
                     object.layers == shape.layers && object.inputs == r.inputs;
   RH_CHECK(fits, kLossOp << ": " << name << " must be those of " << shape.layers << " blocks of width " << shape.width
-                    << " that read " << r.inputs << " features of " << dtype_name<T>() << ", got layers of "
-                    << object.layers << ", " << object.width << " and " << object.inputs << " of "
-                    << (object.is_double() ? "float64" : "float32") << ". Pass those of the network.");
+                         << " that read " << r.inputs << " features of " << dtype_name<T>() << ", got layers of "
+                         << object.layers << ", " << object.width << " and " << object.inputs << " of "
+                         << (object.is_double() ? "float64" : "float32") << ". Pass those of the network.");
   const ConditioningLayers<T>& layers = object.get<T>();
   const auto count = static_cast<std::ptrdiff_t>(3 + shape.layers);
   r.layers.assign(layers.weights.begin(), layers.weights.begin() + count);
@@ -91,7 +91,7 @@ DiffusionLossRequest<T> read_term(const PackedObject& object, const py::tuple& t
   check_keys(kLossOp, r.batch.keys);
   RH_CHECK(r.batch.tokens < kSizeMax && r.batch.keys < kSizeMax,
            kLossOp << ": sizes must be below 2^31, got " << r.batch.tokens << " tokens, " << r.batch.keys
-              << " keys. Shorten them.");
+                   << " keys. Shorten them.");
   r.x_0 = pointer<T>(array<T>(kLossOp, term[kX0], name("x_0"), {samples, r.batch.tokens, shape.channels}));
   r.encoded = pointer<T>(array<T>(kLossOp, term[kEncoded], name("encoded"), {samples, r.batch.keys, shape.width}));
   r.rows = pointer<T>(array<T>(kLossOp, term[kRows], name("rows"), {samples, kLossColumns}));

@@ -37,7 +37,7 @@ void philox_cpu(const Launch& launch, const py::object& seed, const py::object& 
                                                    << result.shape(0) << " rows for " << request.samples
                                                    << " ids. Allocate (len(sample_ids), count).");
   RH_CHECK(request.count <= kColumnsMax, "philox: out must have at most " << kColumnsMax << " columns, got "
-                                                                        << request.count << ". Draw fewer.");
+                                                                          << request.count << ". Draw fewer.");
   for (std::int64_t i = 0; i < request.samples; ++i) {
     const std::int64_t id = request.sample_ids[i];
     RH_CHECK(id >= 0 && id < kSampleIdEnd,

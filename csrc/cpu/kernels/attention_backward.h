@@ -114,7 +114,7 @@ RH_INLINE void query_gradients(const HeadGradient<T>& h, Index lane, const KeysV
 template <int D, int N, class T>
 RH_INLINE void query_gradients_of(const HeadGradient<T>& h, Index lane, Index lanes, const KeysValues<T>& kv,
                                   Index depth) {
-  if (any_shifted<N>(h, lane, smaller(N, lanes - lane))) {
+  if (any_shifted<N>(h.norms + h.norms_stride + lane, smaller(N, lanes - lane))) {
     query_gradients<D, N, true>(h, lane, kv, depth);
   } else {
     query_gradients<D, N, false>(h, lane, kv, depth);

@@ -135,11 +135,12 @@ void heads_gradients(HeadGradient<T> h, Index lanes, KeysValues<T> kv, Index siz
   }
   while (count > 0) {
     const Index heads = few > 0 && count >= kSideHeads ? kSideHeads : 1;
-    bool together = heads > 1;
-    for (Index i = 0; together && i < heads * few; ++i) {
-      together = h.norms[(2 * (i / few) + 1) * h.norms_stride + lanes - few + i % few] == T(0);  // not shifted
-    }
+    bool together = false;
     if constexpr (kHasFewQueries<T>) {
+      together = heads > 1;
+      for (Index i = 0; together && i < heads; ++i) {
+        together = !any_shifted<4>(h.norms + (2 * i + 1) * h.norms_stride + lanes - few, few);
+      }
       if (together) {
         const HeadGradient<T> last = from_query(h, lanes - few);
         const auto run = size == 8 ? (few <= 2 ? few_gradients<8, 2> : few_gradients<8, 4>)

@@ -95,7 +95,7 @@ Index gradients_by_blocks(const HeadGradient<float>& h, Index lanes, const KeysV
   Index lane = 0;
   while (lanes - lane >= 2 * N && kv.count > 0) {
     const Index vectors = block_vectors((lanes - lane) / N);
-    if (any_shifted<N>(h, lane, vectors * N)) return lane;  // the other way knows how
+    if (any_shifted<N>(h.norms + h.norms_stride + lane, vectors * N)) return lane;  // the other way knows how
     (vectors == kBlockVectors ? gradient_blocks<D, kBlockVectors> : gradient_blocks<D, 2>)(h, lane, kv);
     lane += vectors * N;
   }

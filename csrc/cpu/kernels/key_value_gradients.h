@@ -30,10 +30,10 @@ struct HeadGradient {
   T q_scale;  // 1 / sqrt(D)
 };
 
-// Whether something was taken off the scores of one of `count` queries from `lane` on. Up to N lanes are read.
+// Whether something was taken off the scores of one of `count` queries, the first of which `shift` is of. So many are
+// read as fill vectors of N lanes.
 template <int N, class T>
-RH_INLINE bool any_shifted(const HeadGradient<T>& h, Index lane, Index count) {
-  const T* const shift = h.norms + h.norms_stride + lane;
+RH_INLINE bool any_shifted(const T* shift, Index count) {
   unsigned inside = ~0u;
   for (Index i = 0; i < count; i += N) {
     inside &= lanes_at_most<T, N>(absolute<T, N>(load<T, N>(shift + i)), T(0)) | ~first_lanes<N>(count - i);

@@ -23,7 +23,7 @@ struct PhiloxBlock {
 //   c0 = e / 4, c1 = step, c2 = low half of the sample id, c3 = id bits 32..47 | modality << 16 | stream << 24.
 struct PhiloxRequest {
   std::uint64_t seed;              // key: low word, high word
-  const std::int64_t* sample_ids;  // (samples), each in [0, kSampleIdEnd); host or device memory, as the launch function says
+  const std::int64_t* sample_ids;  // (samples) in [0, kSampleIdEnd); host or device memory, as the launch function says
   std::int64_t samples;
   std::int64_t count;  // at most 2^34: c0 has 32 bits
   std::uint32_t modality;
